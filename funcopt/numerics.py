@@ -1,0 +1,90 @@
+"""Scalars and single tensors: the arithmetic that every update rule relies on.
+
+Step scalars (bias corrections, scheduled rates) are 0-d tensors, computed once per update, in float64 where the
+device has it, and realised before the elementwise arithmetic that uses them.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def scalar_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which step scalars are computed on `device`: float64, or float32 where there is no float64 (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a rule computes on leaves of `dtype`: itself, and at least float32 (or complex64)."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the absolute value of a number of `dtype`."""
+    return dtype.to_real()
+
+
+def increment(count: Tensor) -> Tensor:
+    """`count + 1`, staying at the largest value of its integer dtype instead of wrapping to a negative number."""
+    return torch.where(count < torch.iinfo(count.dtype).max, count + 1, count)
+
+
+def realise(scalar: Tensor) -> Tensor:
+    """Keep a computed 0-d tensor as a value of its own in compiled code.
+
+    Inductor would otherwise compute it anew for every vector of the elementwise kernel that uses it, at up to twice
+    the time of the whole step. A sum over an axis of size one is a kernel that it does not inline, and one that vmap,
+    grad and jvp pass through. Outside of a compiled graph nothing happens.
+    """
+    if not torch.compiler.is_compiling():
+        return scalar
+    return scalar.reshape(1, 1).cumsum(1).reshape(())
+
+
+def bias_correction(decay: float | Tensor, count: Tensor) -> Tensor:
+    """`1 - decayᵗ` for `t = count >= 1`: the weight that a moving average started at zero has collected after t steps.
+
+    To full accuracy: a float decay goes through `-expm1(t log decay)`, since `1 - 0.9999**t` in float32 is off by
+    1e-4. A tensor takes `pow`, whose derivative exists at `decay = 0` as well.
+    """
+    steps = count.to(scalar_dtype(count.device))
+    if isinstance(decay, Tensor):
+        return realise(1 - decay.to(steps.dtype).pow(steps))
+    if decay == 0:
+        return torch.ones_like(steps)
+    return realise(-torch.expm1(steps * math.log(decay)))
+
+
+def ema(average: Tensor, value: Tensor, decay: float | Tensor) -> Tensor:
+    """Exponential moving average: `decay * average + (1 - decay) * value`."""
+    return decay * average + (1 - decay) * value
+
+
+def abs_square(x: Tensor) -> Tensor:
+    """`|x|²`, real also for complex `x`."""
+    return (x.conj() * x).real if x.is_complex() else x.square()
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """`√x` for `x >= 0`, with derivative 0 (instead of infinity) at 0."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1).sqrt(), torch.zeros_like(x))
+
+
+def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """`numerator / denominator`, and 0, with derivative 0, where the denominator is 0."""
+    zero = denominator == 0
+    return torch.where(zero, 0, numerator / torch.where(zero, 1, denominator))
+
+
+def norm(x: Tensor) -> Tensor:
+    """The 2-norm of all elements of `x`, at least in float32; its derivative is 0 at 0."""
+    return safe_sqrt(abs_square(x.to(compute_dtype(x.dtype))).sum())
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """`√(mean |x|²)` over all elements, at least in float32; 0, with derivative 0, for zeros and for an empty tensor."""
+    return safe_sqrt(abs_square(x.to(compute_dtype(x.dtype))).sum() / max(x.numel(), 1))

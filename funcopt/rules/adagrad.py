@@ -1,0 +1,51 @@
+"""Adagrad: the gradient over the root of the sum of its squares."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcopt import tree
+from funcopt.checks import check_within
+from funcopt.numerics import abs_square
+from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain
+from funcopt.transforms.scaling import scale_by_learning_rate
+
+
+class ScaleByRssState(NamedTuple):
+    sum_of_squares: tree.Tree  # sum of |g|² over all steps, and its initial value
+
+
+def scale_by_rss(
+    initial_accumulator_value: float | Tensor = 0.1, eps: float | Tensor = 1e-7
+) -> GradientTransformation:
+    """Replace gradients by the direction of `adagrad`."""
+    check_within("scale_by_rss", "[0, inf)", initial_accumulator_value=initial_accumulator_value, eps=eps)
+
+    def init(params: Params) -> ScaleByRssState:
+        return ScaleByRssState(tree.full_like(params, initial_accumulator_value, real=True))
+
+    def rule(g: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        total = total + abs_square(g)
+        seen = total > 0
+        return torch.where(seen, g / torch.where(seen, total + eps, 1).sqrt(), torch.zeros_like(g)), total
+
+    def update(
+        updates: Updates, state: ScaleByRssState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, ScaleByRssState]:
+        updates, total = tree.map_rule(rule, updates, state.sum_of_squares)
+        return updates, ScaleByRssState(total)
+
+    return GradientTransformation(init, update)
+
+
+def adagrad(
+    learning_rate: ScalarOrSchedule, initial_accumulator_value: float | Tensor = 0.1, eps: float | Tensor = 1e-7
+) -> GradientTransformation:
+    """Adagrad (Duchi et al. 2011, https://jmlr.org/papers/v12/duchi11a.html).
+
+        s ← s + |g|²        u = -α g / √(s + ε), and 0 where s is 0
+
+    `s` starts at `initial_accumulator_value`. torch.optim.Adagrad starts at 0, with ε outside of the root.
+    """
+    return chain(scale_by_rss(initial_accumulator_value, eps), scale_by_learning_rate(learning_rate))

@@ -1,0 +1,99 @@
+"""Transformations that rescale the updates and remember no more than a step count."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcopt import tree
+from funcopt.checks import check_within
+from funcopt.numerics import increment, realise
+from funcopt.transform import (
+    GradientTransformation,
+    Params,
+    ScalarOrSchedule,
+    Schedule,
+    Updates,
+    stateless,
+    stateless_with_tree_map,
+    value_at,
+    zero_count,
+)
+
+
+def scale(step_size: float | Tensor) -> GradientTransformation:
+    """Multiply the updates by a constant: `u = step_size * g`."""
+    check_within("scale", "(-inf, inf)", step_size=step_size)
+    return stateless_with_tree_map(lambda update, param: step_size * update, "elementwise")
+
+
+class ScaleByScheduleState(NamedTuple):
+    count: Tensor  # steps taken
+
+
+def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
+    """Multiply the updates by a scheduled value: `u = step_size_fn(count) * g`, with `count = 0` at the first step."""
+    return _scale_by(step_size_fn, sign=1)
+
+
+def scale_by_learning_rate(
+    learning_rate: ScalarOrSchedule | None = None, *, flip_sign: bool = True
+) -> GradientTransformation:
+    """Multiply by the learning rate and turn ascent into descent: `u = -α g`. It ends most optimizers.
+
+    A scheduled α is evaluated at `count`, 0 at the first step. The state counts steps whether α is a schedule or not,
+    so that it can be kept when a constant is replaced by a schedule. `learning_rate=None` means α = 1; the sign is
+    flipped then too (optax passes the updates on unchanged, uphill). `flip_sign=False`: `u = α g`.
+    """
+    check_within("scale_by_learning_rate", "(-inf, inf)", learning_rate=learning_rate)
+    return _scale_by(1.0 if learning_rate is None else learning_rate, sign=-1 if flip_sign else 1)
+
+
+def _scale_by(step_size: ScalarOrSchedule, sign: int) -> GradientTransformation:
+    def init(params: Params) -> ScaleByScheduleState:
+        return ScaleByScheduleState(zero_count(params))
+
+    def update(
+        updates: Updates, state: ScaleByScheduleState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, ScaleByScheduleState]:
+        factor = sign * value_at(step_size, state.count)
+        updates = tree.map_rule(lambda g: factor * g, updates)
+        return updates, ScaleByScheduleState(increment(state.count))
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_sign() -> GradientTransformation:
+    """Keep the sign of every number: `u = sign(g)`, and `g / |g|` for complex leaves; 0 stays 0.
+
+    signSGD (Bernstein et al. 2018, https://arxiv.org/abs/1802.04434).
+    """
+    return stateless_with_tree_map(lambda update, param: torch.sgn(update), "elementwise")
+
+
+def normalize_by_update_norm(scale_factor: float | Tensor = 1.0, eps: float | Tensor = 1e-6) -> GradientTransformation:
+    """Give the whole tree of updates the norm `scale_factor`: `u = scale_factor * g / (‖g‖ + ε)`."""
+    check_within("normalize_by_update_norm", "(-inf, inf)", scale_factor=scale_factor)
+    check_within("normalize_by_update_norm", "[0, inf)", eps=eps)
+
+    def normalize(updates: Updates, params: Params | None) -> Updates:
+        factor = realise(scale_factor / (tree.global_norm(updates) + eps))
+        return tree.map_rule(lambda g: factor * g, updates)
+
+    return stateless(normalize)
+
+
+def centralize() -> GradientTransformation:
+    """Give every row of a weight a gradient of mean zero (Yong et al. 2020, https://arxiv.org/abs/2004.01461).
+
+        u = g - mean(g over all axes but the first)        leaves of at least two axes; others are kept
+
+    With torch's layouts a row holds the weights into one output unit, as in the paper.
+    """
+
+    def rule(update: Tensor, param: Tensor | None) -> Tensor:
+        if update.ndim < 2 or update.numel() == 0:
+            return update
+        return update - update.mean(dim=tuple(range(1, update.ndim)), keepdim=True)
+
+    return stateless_with_tree_map(rule, "leafwise")

@@ -1,0 +1,193 @@
+"""Pytrees of tensors: nested dicts, lists, tuples and NamedTuples with tensors at the leaves.
+
+`None` is a leaf that means "absent": every function here passes it through. This module alone imports torch's
+pytree implementation.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from funcopt import numerics
+
+Tree: TypeAlias = Any
+"""A tensor, None, or a dict, list, tuple or NamedTuple of trees."""
+
+
+def flatten(tree: Tree) -> tuple[list[Any], Any]:
+    """The leaves of `tree`, `None` included, and the structure that `unflatten` puts them back into."""
+    return _pytree.tree_flatten(tree)
+
+
+def unflatten(leaves: list[Any], structure: Any) -> Tree:
+    """The tree of `structure` with these leaves."""
+    return _pytree.tree_unflatten(leaves, structure)
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """The leaves of `tree`, without those that are `None`."""
+    return [leaf for leaf in _pytree.tree_leaves(tree) if leaf is not None]
+
+
+def leaves_with_path(tree: Tree) -> list[tuple[str, Any]]:
+    """Pairs of path and leaf, `None` included. A path joins keys, indices and field names by dots: `layers.0.weight`."""
+    pairs = _pytree.tree_flatten_with_path(tree)[0]
+    return [(".".join(map(_entry_name, path)), leaf) for path, leaf in pairs]
+
+
+def _entry_name(entry: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def substructures(structure: Any, start: int = 0) -> list[tuple[int, Any]]:
+    """`structure` and all structures below it, depth first, each with the number of leaves that precede it."""
+    found = [(start, structure)]
+    for child in structure.children():
+        found += substructures(child, start)
+        start += child.num_leaves
+    return found
+
+
+def leaves_up_to(structure: Any, tree: Tree) -> list[Any]:
+    """The parts of `tree` at the leaves of `structure`; dictionaries are matched by key, whatever their order.
+
+    Raises:
+        ValueError: the trees differ; the message names a path.
+    """
+    try:
+        return structure.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(_describe_mismatch(structure, tree)) from error
+
+
+def _describe_mismatch(structure: Any, tree: Tree) -> str:
+    expected = [path for path, _ in leaves_with_path(unflatten([0] * structure.num_leaves, structure))]
+    given = [path for path, _ in leaves_with_path(tree)]
+    missing = [path for path in expected if path not in set(given)]
+    unknown = [path for path in given if path not in set(expected)]
+    differences = [f"{path!r} is missing" for path in missing[:3]] + [f"{path!r} is not expected" for path in unknown[:3]]
+    return (
+        "tree: two trees that belong together differ in structure: "
+        + ("; ".join(differences) or "the same paths, but containers of other types")
+        + ". Pass updates, state and params of the same model, the state made by init(params)."
+    )
+
+
+def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply `fn` leaf by leaf to one or several trees; where any of the leaves is `None`, the result is `None`.
+
+    `tree` may be a prefix of the others: `fn` then receives their subtrees.
+    """
+    first, structure = flatten(tree)
+    columns = [first, *(leaves_up_to(structure, other) for other in rest)]
+    return unflatten([None if _any_absent(row) else fn(*row) for row in zip(*columns)], structure)
+
+
+def map_rule(rule: Callable[..., Any], updates: Tree, *states: Tree, reads: tuple[Tree, ...] = ()) -> Any:
+    """Apply the update rule of one tensor to every leaf.
+
+    `rule(update, *state_leaves, *read_leaves)` returns the new update, or, when there are state trees, the new update
+    followed by one new leaf for each of them; so does `map_rule`, in trees. Around the rule:
+
+    - it sees tensors of at least float32, and each result is rounded once to the dtype of the leaf that it replaces;
+    - where a leaf is `None`, the update is `None` and the state is kept;
+    - no result shares its tensor with an argument or with another result.
+    """
+    outputs = 1 + len(states)
+    structure = flatten(states[0] if states else updates)[1]
+    columns = [leaves_up_to(structure, tree) for tree in (updates, *states, *reads)]
+    rows = [_apply_rule(rule, row, outputs) for row in zip(*columns)]
+    results = tuple(unflatten([row[i] for row in rows], structure) for i in range(outputs))
+    return results if states else results[0]
+
+
+def _apply_rule(rule: Callable[..., Any], row: tuple[Any, ...], outputs: int) -> tuple[Any, ...]:
+    if _any_absent(row):
+        return (None, *(leaf if leaf is None else leaf.clone() for leaf in row[1:outputs]))
+    results = rule(*[_widen(leaf) for leaf in row])
+    results = (results,) if outputs == 1 else results
+    owned: list[Tensor] = []
+    for result, replaced in zip(results, row):
+        result = result.to(replaced.dtype)
+        taken = any(result is other for other in (*row, *owned))
+        owned.append(result.clone() if taken else result)
+    return tuple(owned)
+
+
+def _any_absent(row: tuple[Any, ...]) -> bool:
+    return any(leaf is None for leaf in row)
+
+
+def _widen(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.dtype in (torch.float32, torch.float64):
+        return leaf
+    return leaf.to(numerics.compute_dtype(leaf.dtype))
+
+
+def clone(tree: Tree) -> Tree:
+    """A copy of every tensor, contiguous and in storage of its own."""
+    return map(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), tree)
+
+
+def check_params(params: Tree) -> None:
+    """Raise TypeError, naming the path, for a leaf that no optimizer can move: no tensor, or of an integer dtype."""
+    for path, leaf in leaves_with_path(params):
+        if leaf is None or (isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())):
+            continue
+        kind = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+        raise TypeError(
+            f"init: the leaf {path!r} of params is {kind}, but an optimizer moves floating-point and complex tensors. "
+            "Keep it out of params, or put None in its place."
+        )
+
+
+def zeros_like(params: Tree, dtype: torch.dtype | None = None) -> Tree:
+    """Zeros for an accumulator of `params`: at least float32, or exactly `dtype` where one is given.
+
+    A complex leaf keeps its accumulator complex whatever `dtype` says.
+
+    Raises:
+        TypeError: a leaf is no floating-point or complex tensor.
+    """
+    return full_like(params, 0.0, dtype)
+
+
+def full_like(params: Tree, value: float | Tensor, dtype: torch.dtype | None = None, *, real: bool = False) -> Tree:
+    """Like `zeros_like`, filled with `value`; `real` gives real accumulators (of |g|², say) for complex leaves too."""
+    check_params(params)
+
+    def fill(leaf: Tensor) -> Tensor:
+        kind = numerics.compute_dtype(leaf.dtype) if dtype is None or leaf.is_complex() else dtype
+        kind = numerics.real_dtype(kind) if real else kind
+        return torch.zeros_like(leaf, dtype=kind, memory_format=torch.contiguous_format) + value
+
+    return map(fill, params)
+
+
+def cast(tree: Tree, dtype: torch.dtype | None) -> Tree:
+    """Every leaf in `dtype`; the tree itself where `dtype` is None."""
+    return tree if dtype is None else map(lambda leaf: leaf.to(dtype), tree)
+
+
+def global_norm(tree: Tree) -> Tensor:
+    """The 2-norm of all numbers in `tree` together: a 0-d tensor, at least in float32, 0 for an empty tree.
+
+    Its derivative at a tree of zeros is 0.
+    """
+    squares = [numerics.abs_square(_widen(leaf)).sum() for leaf in leaves(tree)]
+    return numerics.safe_sqrt(sum(squares[1:], squares[0])) if squares else torch.zeros(())
+
+
+def broadcast_prefix(prefix: Tree, tree: Tree) -> Tree:
+    """A tree of the structure of `tree` whose leaves are those of `prefix`, each repeated below its place.
+
+    Raises:
+        ValueError: `prefix` is not a prefix of `tree`; the message names a path.
+    """
+    return map(lambda value, subtree: map(lambda _: value, subtree), prefix, tree)
