@@ -30,7 +30,9 @@ def check_choice(function: str, choices: tuple[str, ...], **arguments: str) -> N
     """Raise ValueError unless every argument is one of `choices`."""
     for name, value in arguments.items():
         if value not in choices:
-            raise ValueError(f"{function}: {name} must be one of {', '.join(map(repr, choices))}, got {name}={value!r}.")
+            raise ValueError(
+                f"{function}: {name} must be one of {', '.join(map(repr, choices))}, got {name}={value!r}."
+            )
 
 
 def check_real(function: str, tensor: Tensor) -> None:

@@ -52,7 +52,7 @@ def compile(
         with torch.no_grad():
             return _write_back(fn(*args, **kwargs), [args[i] for i in donated], donated)
 
-    compiled = torch.compile(written_back, fullgraph=fullgraph, dynamic=dynamic, **options)
+    compiled: Callable[..., Result] = torch.compile(written_back, fullgraph=fullgraph, dynamic=dynamic, **options)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Result:

@@ -86,5 +86,5 @@ def norm(x: Tensor) -> Tensor:
 
 
 def root_mean_square(x: Tensor) -> Tensor:
-    """`√(mean |x|²)` over all elements, at least in float32; 0, with derivative 0, for zeros and for an empty tensor."""
+    """`√(mean |x|²)` over all elements, at least in float32; 0, with derivative 0, for zeros and for no elements."""
     return safe_sqrt(abs_square(x.to(compute_dtype(x.dtype))).sum() / max(x.numel(), 1))

@@ -197,7 +197,9 @@ def set_to_zero() -> GradientTransformation:
     return stateless_with_tree_map(lambda update, param: torch.zeros_like(update))
 
 
-def stateless(f: Callable[[Updates, Params | None], Updates], coupling: Coupling = "treewise") -> GradientTransformation:
+def stateless(
+    f: Callable[[Updates, Params | None], Updates], coupling: Coupling = "treewise"
+) -> GradientTransformation:
     """A transformation without state from `f(updates, params) -> updates`, with params `None` if `update` got none.
 
     `coupling` declares what one number of the result depends on; unless told, all leaves.

@@ -33,7 +33,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 
 def leaves_with_path(tree: Tree) -> list[tuple[str, Any]]:
-    """Pairs of path and leaf, `None` included. A path joins keys, indices and field names by dots: `layers.0.weight`."""
+    """Pairs of path and leaf, `None` included; a path joins keys, indices and field names by dots: `conv.0.weight`."""
     pairs = _pytree.tree_flatten_with_path(tree)[0]
     return [(".".join(map(_entry_name, path)), leaf) for path, leaf in pairs]
 
@@ -61,7 +61,7 @@ def leaves_up_to(structure: Any, tree: Tree) -> list[Any]:
         ValueError: the trees differ; the message names a path.
     """
     try:
-        return structure.flatten_up_to(tree)
+        return list(structure.flatten_up_to(tree))
     except ValueError as error:
         raise ValueError(_describe_mismatch(structure, tree)) from error
 
@@ -71,11 +71,11 @@ def _describe_mismatch(structure: Any, tree: Tree) -> str:
     given = [path for path, _ in leaves_with_path(tree)]
     missing = [path for path in expected if path not in set(given)]
     unknown = [path for path in given if path not in set(expected)]
-    differences = [f"{path!r} is missing" for path in missing[:3]] + [f"{path!r} is not expected" for path in unknown[:3]]
+    differences = [f"{path!r} is missing" for path in missing[:3]]
+    differences += [f"{path!r} is not expected" for path in unknown[:3]]
     return (
-        "tree: two trees that belong together differ in structure: "
-        + ("; ".join(differences) or "the same paths, but containers of other types")
-        + ". Pass updates, state and params of the same model, the state made by init(params)."
+        f"tree: trees that belong together differ: {'; '.join(differences) or 'they have containers of other types'}. "
+        "Pass updates, state and params of the same model, with the state that init(params) made."
     )
 
 

@@ -16,9 +16,7 @@ class ScaleByRssState(NamedTuple):
     sum_of_squares: tree.Tree  # sum of |g|² over all steps, and its initial value
 
 
-def scale_by_rss(
-    initial_accumulator_value: float | Tensor = 0.1, eps: float | Tensor = 1e-7
-) -> GradientTransformation:
+def scale_by_rss(initial_accumulator_value: float | Tensor = 0.1, eps: float | Tensor = 1e-7) -> GradientTransformation:
     """Replace gradients by the direction of `adagrad`."""
     check_within("scale_by_rss", "[0, inf)", initial_accumulator_value=initial_accumulator_value, eps=eps)
 

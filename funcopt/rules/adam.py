@@ -14,7 +14,7 @@ from funcopt.transforms.weight_decay import add_decayed_weights
 
 
 class ScaleByAdamState(NamedTuple):
-    count: Tensor  # steps taken
+    count: Tensor  # type: ignore[assignment]  # steps taken
     mu: tree.Tree  # running mean of g
     nu: tree.Tree  # running mean of |g|²
 

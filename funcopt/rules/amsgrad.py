@@ -13,7 +13,7 @@ from funcopt.transforms.scaling import scale_by_learning_rate
 
 
 class ScaleByAmsgradState(NamedTuple):
-    count: Tensor  # steps taken
+    count: Tensor  # type: ignore[assignment]  # steps taken
     mu: tree.Tree  # running mean of g
     nu: tree.Tree  # running mean of |g|²
     nu_max: tree.Tree  # largest second moment so far

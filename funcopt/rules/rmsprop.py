@@ -17,7 +17,7 @@ def _root(square: Tensor, eps: float | Tensor, eps_in_sqrt: bool) -> Tensor:
 
 
 class ScaleByRmsState(NamedTuple):
-    count: Tensor  # steps taken
+    count: Tensor  # type: ignore[assignment]  # steps taken
     nu: tree.Tree  # running mean of |g|²
 
 
@@ -52,7 +52,7 @@ def scale_by_rms(
 
 
 class ScaleByRStdDevState(NamedTuple):
-    count: Tensor  # steps taken
+    count: Tensor  # type: ignore[assignment]  # steps taken
     mu: tree.Tree  # running mean of g
     nu: tree.Tree  # running mean of |g|²
 

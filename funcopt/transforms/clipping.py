@@ -28,7 +28,7 @@ def clip(max_delta: float | Tensor) -> GradientTransformation:
 
     def rule(update: Tensor, param: Tensor | None) -> Tensor:
         check_real("clip", update)
-        return torch.clamp(update, -max_delta, max_delta)
+        return torch.where(update.abs() > max_delta, max_delta * torch.sgn(update), update)
 
     return stateless_with_tree_map(rule, "elementwise")
 
@@ -182,4 +182,7 @@ def _clip_factors(squares: Tensor, max_norm: float | Tensor) -> Tensor:
 
 
 def _weighted_sum(leaf: Tensor, factors: Tensor) -> Tensor:
-    return torch.tensordot(factors.to(numerics.compute_dtype(leaf.dtype)), leaf.to(numerics.compute_dtype(leaf.dtype)), 1).to(leaf.dtype)
+    """`Σᵢ factorsᵢ leafᵢ` over the examples along axis 0."""
+    wide = leaf.to(numerics.compute_dtype(leaf.dtype))
+    total: Tensor = torch.tensordot(factors.to(wide.dtype), wide, 1)
+    return total.to(leaf.dtype)

@@ -43,7 +43,7 @@ def trace(
 
 
 class EmaState(NamedTuple):
-    count: Tensor  # steps taken
+    count: Tensor  # type: ignore[assignment]  # steps taken
     ema: tree.Tree  # running mean of g, towards zero in the first steps
 
 

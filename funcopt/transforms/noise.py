@@ -11,7 +11,7 @@ from funcopt.transform import GradientTransformation, Params, Updates, zero_coun
 
 
 class AddNoiseState(NamedTuple):
-    count: Tensor  # steps taken
+    count: Tensor  # type: ignore[assignment]  # steps taken
     rng_key: Tensor  # key of the next step's noise
 
 
@@ -40,9 +40,7 @@ def add_noise(eta: float | Tensor, gamma: float | Tensor, key: Tensor | int = 0)
         leaves, structure = tree.flatten(updates)
         next_key, *keys = random.split(state.rng_key, len(leaves) + 1).unbind(0)
         keys = tree.unflatten([None if g is None else k for g, k in zip(leaves, keys)], structure)
-        updates = tree.map_rule(
-            lambda g, k: g + deviation * random.normal(k, g.shape, g.dtype), updates, reads=(keys,)
-        )
+        updates = tree.map_rule(lambda g, k: g + deviation * random.normal(k, g.shape, g.dtype), updates, reads=(keys,))
         return updates, AddNoiseState(count, next_key.clone())
 
     return GradientTransformation(init, update, "leafwise")

@@ -28,7 +28,7 @@ def scale(step_size: float | Tensor) -> GradientTransformation:
 
 
 class ScaleByScheduleState(NamedTuple):
-    count: Tensor  # steps taken
+    count: Tensor  # type: ignore[assignment]  # steps taken
 
 
 def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:

@@ -21,7 +21,7 @@ from funcopt.transform import (
 
 
 class AddDecayedWeightsState(NamedTuple):
-    count: Tensor  # steps taken
+    count: Tensor  # type: ignore[assignment]  # steps taken
 
 
 def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None = None) -> GradientTransformation:
