@@ -19,7 +19,6 @@ ScalarOrSchedule: TypeAlias = float | Tensor | Schedule
 Mask: TypeAlias = tree.Tree | Callable[[Params], tree.Tree]
 """A tree of bools with the structure of params or a prefix of it, or a function that makes one from params."""
 Coupling: TypeAlias = Literal["elementwise", "leafwise", "treewise"]
-_COUPLINGS = ("elementwise", "leafwise", "treewise")
 
 
 class Init(Protocol):
@@ -96,10 +95,13 @@ def resolve_mask(mask: Mask, params: Params, name: str) -> tree.Tree:
         ValueError: the mask is not a prefix of `params`.
     """
     prefix = mask(params) if callable(mask) else mask
-    for path, leaf in tree.leaves_with_path(prefix):
-        if not isinstance(leaf, bool):
-            raise TypeError(f"{name}: a mask is a tree of bools, got {leaf!r} at {path!r}.")
-    return tree.broadcast_prefix(prefix, params)
+    structure = tree.flatten(prefix)[1]
+    chosen = []
+    for (path, value), part in zip(tree.leaves_with_path(prefix), tree.leaves_up_to(structure, params)):
+        if not isinstance(value, bool) and not (value is None and part is None):
+            raise TypeError(f"{name}: a mask is a tree of bools, got {value!r} at {path!r}.")
+        chosen.append(tree.map(lambda leaf, value=value: value, part))
+    return tree.unflatten(chosen, structure)
 
 
 def chain(*transformations: GradientTransformation) -> GradientTransformation:
@@ -170,7 +172,10 @@ def _update_in_turn(
 
 
 def _joint_coupling(members: Iterable[GradientTransformation]) -> Coupling:
-    return max((member.coupling for member in members), key=_COUPLINGS.index, default="elementwise")
+    found = [member.coupling for member in members]
+    if "treewise" in found:
+        return "treewise"
+    return "leafwise" if "leafwise" in found else "elementwise"
 
 
 def _check_members(caller: str, members: Mapping[Any, object]) -> None:

@@ -182,12 +182,3 @@ def global_norm(tree: Tree) -> Tensor:
     """
     squares = [numerics.abs_square(_widen(leaf)).sum() for leaf in leaves(tree)]
     return numerics.safe_sqrt(sum(squares[1:], squares[0])) if squares else torch.zeros(())
-
-
-def broadcast_prefix(prefix: Tree, tree: Tree) -> Tree:
-    """A tree of the structure of `tree` whose leaves are those of `prefix`, each repeated below its place.
-
-    Raises:
-        ValueError: `prefix` is not a prefix of `tree`; the message names a path.
-    """
-    return map(lambda value, subtree: map(lambda _: value, subtree), prefix, tree)

@@ -79,5 +79,8 @@ def weighted_sum(values: Any, seed: int = 99) -> Tensor:
     return total
 
 
-def central_difference(fn: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-6) -> Tensor:
-    return (fn(at + step) - fn(at - step)) / (2 * step)
+def finite_difference(fn: Callable[[Tensor], Tensor], at: Tensor, step: float = 2e-7) -> Tensor:
+    """The derivative from four values around a point; the error is of order `step⁴`, and of `1e-16 / step`."""
+    near = fn(at + step) - fn(at - step)
+    far = fn(at + 2 * step) - fn(at - 2 * step)
+    return (8 * near - far) / (12 * step)
