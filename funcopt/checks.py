@@ -39,3 +39,17 @@ def check_real(function: str, tensor: Tensor) -> None:
     """Raise TypeError for a complex tensor, for a rule that needs an order."""
     if tensor.is_complex():
         raise TypeError(f"{function}: complex leaves have no order; split them into real and imaginary parts first.")
+
+
+def check_integer(function: str, minimum: int | None, **arguments: Any) -> None:
+    """Raise unless every argument is an int of at least `minimum`; for what must be known before tracing.
+
+    Raises:
+        TypeError: an argument is no int. A float, a bool and a tensor are none.
+        ValueError: it is smaller than `minimum`. Either message names the function, the argument and its value.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{function}: {name} must be an int, got {name}={value!r}.")
+        if minimum is not None and value < minimum:
+            raise ValueError(f"{function}: {name} must be at least {minimum}, got {name}={value!r}.")
