@@ -23,8 +23,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the absolute value of a number of `dtype`."""
-    return dtype.to_real()
+    """The dtype of the absolute value of a number of `dtype`, which is one of `compute_dtype`."""
+    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
 
 
 def increment(count: Tensor) -> Tensor:
