@@ -119,6 +119,18 @@ def test_a_scalar_given_as_a_tensor_is_the_same_and_is_not_shared(entry, case):
 
 
 @every_case
+def test_a_device_without_float64(entry, case, monkeypatch):
+    schedule = entry.make(**case.arguments)
+    counts = edge_counts(case)
+    expected = [schedule(count) for count in counts]
+    monkeypatch.setattr("funcopt.schedules.interpolation.scalar_dtype", lambda device: torch.float32)
+    for count, value in zip(counts, expected):
+        single = schedule(counter(count))
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), value, rtol=1e-5, atol=1e-6)
+
+
+@every_case
 def test_one_graph_whatever_the_count_and_the_scalars(entry, case):
     """The schedule is built in the graph, with its scalars as tensors; built outside it comes with sgd below."""
 
@@ -184,10 +196,14 @@ def test_derivatives_are_those_of_finite_differences(entry, case):
 
 
 @every_case_with_scalars
-def test_second_derivatives_are_finite(entry, case):
+def test_second_derivatives_are_finite_and_agree_in_every_mode(entry, case):
+    forward, reverse = torch.func.jacfwd, torch.func.jacrev
     for count in edge_counts(case):
-        hessian = torch.func.hessian(value_of(entry, case, count))(as_tensors(entry.scalar_values(case)))
-        assert all(entries.isfinite() for row in hessian.values() for entries in row.values())
+        at, scalars = value_of(entry, case, count), as_tensors(entry.scalar_values(case))
+        expected = forward(reverse(at))(scalars)
+        assert all(second.isfinite() for row in expected.values() for second in row.values())
+        for hessian in (reverse(reverse(at)), forward(forward(at)), reverse(forward(at))):
+            torch.testing.assert_close(hessian(scalars), expected, rtol=1e-12, atol=1e-14)
 
 
 @every_case_with_scalars

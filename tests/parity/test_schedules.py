@@ -70,8 +70,9 @@ def values_in_funcopt(schedule, counts):
 
 
 def assert_close(actual, expected, tolerance):
-    """Relative to the value, or, where a difference has cancelled, to the largest value."""
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+    """Relative; in float32 to the largest value, since jax's own differences cancel there (7e-5 at worst)."""
+    scale = np.abs(expected).max() if tolerance > 1e-7 else 0.0
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * scale)
 
 
 precisions = pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 1e-12)])
@@ -143,7 +144,7 @@ def test_warmup_stable_decay_by_hand(shape, lengths):
     arguments = {**WSD, **dict(zip(("warmup_steps", "stable_steps", "decay_steps"), lengths))}
     actual = values_in_funcopt(fo.warmup_stable_decay_schedule(**arguments, decay_shape=shape), range(200))
     expected = np.array([wsd_by_hand(count, shape, **arguments) for count in range(200)])
-    assert_close(actual, expected, 1e-14)
+    assert_close(actual, expected, 1e-13)
 
 
 @precisions
@@ -165,7 +166,7 @@ def test_inverse_sqrt_is_the_rate_of_the_paper():
     d_model, warmup_steps = 512, 40
     schedule = fo.inverse_sqrt_schedule((d_model * warmup_steps) ** -0.5, warmup_steps=warmup_steps)
     expected = [d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5) for step in range(1, 200)]
-    assert_close(values_in_funcopt(schedule, range(1, 200)), np.array(expected), 1e-14)
+    assert_close(values_in_funcopt(schedule, range(1, 200)), np.array(expected), 1e-13)
 
 
 @pytest.mark.parametrize("warmup_steps, init_value, timescale", [(0, 0.0, None), (0, 0.0, 30.0), (7, 0.2, 12.5)])
@@ -177,7 +178,7 @@ def test_inverse_sqrt_by_hand(warmup_steps, init_value, timescale):
             return warmup(count, init_value, 0.8, warmup_steps)
         return 0.8 / math.sqrt(1 + (count - warmup_steps) / (timescale or 1))
 
-    assert_close(values_in_funcopt(schedule, range(200)), np.array([by_hand(count) for count in range(200)]), 1e-14)
+    assert_close(values_in_funcopt(schedule, range(200)), np.array([by_hand(count) for count in range(200)]), 1e-13)
 
 
 @precisions
