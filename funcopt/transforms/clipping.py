@@ -74,7 +74,7 @@ def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None, layout: 
     if axis is None:
         axis = _unit_axes(x, layout)
     squares = numerics.abs_square(x)
-    return numerics.safe_sqrt(squares.sum(dim=axis, keepdim=True) if axis else squares).expand_as(squares)
+    return numerics.safe_sqrt(squares if axis == () else squares.sum(dim=axis, keepdim=True)).expand_as(squares)
 
 
 def _unit_axes(x: Tensor, layout: str) -> tuple[int, ...]:
@@ -172,7 +172,7 @@ def _check_batch(function: str, grads: Updates) -> None:
 
 
 def _example_squares(leaf: Tensor) -> Tensor:
-    return numerics.abs_square(leaf.to(numerics.compute_dtype(leaf.dtype)).flatten(1)).sum(1)
+    return numerics.abs_square(leaf.to(numerics.compute_dtype(leaf.dtype)).reshape(len(leaf), -1)).sum(1)
 
 
 def _clip_factors(squares: Tensor, max_norm: float | Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from funcopt import random, tree
 from funcopt.checks import check_within
-from funcopt.numerics import increment, realise, scalar_dtype
+from funcopt.numerics import increment, realise, safe_sqrt, scalar_dtype
 from funcopt.transform import GradientTransformation, Params, Updates, zero_count
 
 
@@ -20,27 +20,27 @@ def add_noise(eta: float | Tensor, gamma: float | Tensor, key: Tensor | int = 0)
 
         u = g + √(η / tᵞ) z,    z ~ N(0, 1) for every number,    t = 1, 2, ...
 
-    `key` is a key of `funcopt.random` or a seed for one; the same key gives the same noise. Leaves draw from keys of
-    their own, in the order of the tree.
+    `key` is a key of `funcopt.random`, or a seed; the same key gives the same noise, in optax too if the dicts of the
+    tree have sorted keys. Each leaf draws from a key of its own, in its own dtype (of half precision: few values).
     """
     check_within("add_noise", "[0, inf)", eta=eta)
     check_within("add_noise", "(-inf, inf)", gamma=gamma)
+    first_key = random.as_key("add_noise", key)
 
     def init(params: Params) -> AddNoiseState:
         count = zero_count(params)
-        start = key.clone() if isinstance(key, Tensor) else random.key(key)
-        return AddNoiseState(count, start.to(count.device))
+        return AddNoiseState(count, first_key.to(count.device) + count)  # a sum: in memory of its own, also under vmap
 
     def update(
         updates: Updates, state: AddNoiseState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, AddNoiseState]:
         count = increment(state.count)
         steps = count.to(scalar_dtype(count.device))
-        deviation = realise((eta / steps**gamma) ** 0.5)
-        leaves, structure = tree.flatten(updates)
-        next_key, *keys = random.split(state.rng_key, len(leaves) + 1).unbind(0)
-        keys = tree.unflatten([None if g is None else k for g, k in zip(leaves, keys)], structure)
-        updates = tree.map_rule(lambda g, k: g + deviation * random.normal(k, g.shape, g.dtype), updates, reads=(keys,))
+        deviation = realise(safe_sqrt(eta / steps**gamma))
+        next_key, key = random.split(state.rng_key).unbind(0)
+        keys = iter(random.split(key, len(tree.leaves(updates))))
+        noise = tree.map(lambda g: random.normal(next(keys), g.shape, g.dtype), updates)
+        updates = tree.map_rule(lambda g, z: g + deviation * z, updates, reads=(noise,))
         return updates, AddNoiseState(count, next_key.clone())
 
     return GradientTransformation(init, update, "leafwise")

@@ -9,7 +9,6 @@ from funcopt import tree
 from tests.catalogue import CASES, ENTRIES, case_id
 from tests.trees import assert_close, draw
 
-
 SMALL = {"a": {"bias": (3,), "weight": (2, 3)}, "b": (), "c": (0, 2)}
 
 

@@ -7,7 +7,7 @@ from torch.func import grad, jvp
 import funcopt as fo
 from funcopt import tree
 from tests.catalogue import CASES, case_id
-from tests.trees import all_finite, finite_difference, draw, weighted_sum
+from tests.trees import all_finite, draw, finite_difference, weighted_sum
 
 SMOOTH = [(entry, case) for entry, case in CASES if not any(isinstance(v, torch.dtype) for v in case.values())]
 """All cases but those that store in low precision: rounding has no derivative."""

@@ -1,0 +1,104 @@
+"""Trees: None, order, prefixes, dtypes, errors that name a path."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.func import grad
+
+import funcopt as fo
+from funcopt import tree
+from tests.trees import assert_identical, draw
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+def test_paths():
+    values = {"conv": [torch.zeros(1), Pair(torch.zeros(1), None)]}
+    assert [path for path, _ in tree.leaves_with_path(values)] == ["conv.0", "conv.1.left", "conv.1.right"]
+
+
+def test_map_passes_none_and_matches_by_key():
+    a, b = {"x": torch.ones(1), "y": None}, {"y": torch.ones(1), "x": torch.full((1,), 2.0)}
+    assert_identical(tree.map(torch.add, a, b), {"x": torch.full((1,), 3.0), "y": None})
+
+
+def test_a_prefix_comes_first():
+    chosen = tree.map(lambda keep, part: part if keep else "left out", {"a": True, "b": False}, {"a": [1, 2], "b": 3})
+    assert chosen == {"a": [1, 2], "b": "left out"}
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ({"a": [1]}, r"'a\.1' is missing"),
+        ({"a": [1, 2], "b": 3}, "'b' is not expected"),
+        ({"a": (1, 2)}, "containers of other types"),
+        ([1, 2], r"'a\.0' is missing.*'0' is not expected"),
+    ],
+)
+def test_a_mismatch_names_the_path(other, message):
+    with pytest.raises(ValueError, match=message):
+        tree.map(lambda a, b: a, {"a": [1, 2]}, other)
+
+
+def test_map_rule_computes_in_float32_and_rounds_once():
+    seen = []
+
+    def rule(g, m):
+        seen.append((g.dtype, m.dtype))
+        return g / 3, m + g / 3
+
+    g = torch.tensor([1.0], dtype=torch.float16)
+    m = torch.zeros(1, dtype=torch.bfloat16)
+    update, total = tree.map_rule(rule, [g], [m])
+    assert seen == [(torch.float32, torch.float32)]
+    assert update[0].dtype == torch.float16
+    assert update[0].item() == torch.tensor(1 / 3, dtype=torch.float16).item()
+    assert total[0].item() == torch.tensor(1 / 3, dtype=torch.bfloat16).item()
+
+
+def test_map_rule_owns_what_it_returns():
+    g, m = torch.ones(2), torch.ones(2)
+    (update,), (first,), (second,) = tree.map_rule(lambda g, m, n: (g, g, m), [g], [m], [torch.ones(2)])
+    pointers = {tensor.data_ptr() for tensor in (g, m, update, first, second)}
+    assert len(pointers) == 5
+
+
+def test_map_rule_keeps_the_state_of_an_absent_leaf():
+    updates, state = tree.map_rule(lambda g, m: (g, m + 1), [None, torch.ones(1)], [torch.zeros(1), torch.zeros(1)])
+    assert updates[0] is None
+    assert [leaf.item() for leaf in state] == [0, 1]
+
+
+def test_accumulators():
+    params = draw(1, torch.bfloat16)
+    assert {leaf.dtype for leaf in tree.leaves(tree.zeros_like(params))} == {torch.float32}
+    assert {leaf.dtype for leaf in tree.leaves(tree.zeros_like(params, torch.float16))} == {torch.float16}
+    complex_params = {"z": torch.ones(2, dtype=torch.complex64)}
+    assert tree.zeros_like(complex_params, torch.float16)["z"].dtype == torch.complex64
+    assert tree.full_like(complex_params, 0.5, real=True)["z"].tolist() == [0.5, 0.5]
+
+
+def test_accumulators_of_views_are_contiguous():
+    params = {"w": torch.ones(3, 4).T, "v": torch.ones(1).expand(5)}
+    assert all(leaf.is_contiguous() for leaf in tree.leaves(tree.zeros_like(params)))
+    assert all(leaf.is_contiguous() for leaf in tree.leaves(tree.clone(params)))
+
+
+def test_global_norm():
+    values = {"a": torch.tensor([3.0, 0.0]), "b": None, "c": [torch.tensor(4.0), torch.zeros(0)]}
+    assert fo.global_norm(values).item() == 5
+    assert fo.global_norm({}).item() == 0
+    assert fo.global_norm({"z": torch.tensor([3 + 4j])}).item() == 5
+    assert fo.global_norm({"h": torch.full((4,), 300.0, dtype=torch.float16)}).item() == 600
+    assert all((g == 0).all() for g in grad(fo.global_norm)([torch.zeros(2), torch.zeros(())]))
+
+
+def test_substructures_are_depth_first():
+    structure = tree.flatten(({"a": [1, 2]}, 3))[1]
+    starts = [(start, part.num_leaves) for start, part in tree.substructures(structure)]
+    assert starts == [(0, 3), (0, 2), (0, 2), (0, 1), (1, 1), (2, 1)]
