@@ -1,5 +1,6 @@
 """Compilation with donation: `torch.compile` after the manner of `jax.jit`."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -34,9 +35,9 @@ def compile(
         fullgraph, dynamic, options: as for `torch.compile`, with `fullgraph=True` and `dynamic=False` unless told.
 
     Raises:
-        TypeError: `fn` is not callable, or a position is no int.
+        TypeError: `fn` is not callable, a position is no int, or, at the call, a donated leaf is no tensor.
         ValueError: at the call: a position has no positional argument, two donated leaves share memory, or no part of
-            the result fits a donated argument.
+            the result fits a donated argument. Nothing has been written then.
 
     >>> step = funcopt.compile(train_step, donate_argnums=(0, 1))
     """
@@ -45,20 +46,25 @@ def compile(
         raise TypeError(f"compile: fn must be a function, got {fn!r}.")
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in donated):
         raise TypeError(f"compile: donate_argnums must be ints, got donate_argnums={donate_argnums!r}.")
-    if not donated:
-        return torch.compile(fn, fullgraph=fullgraph, dynamic=dynamic, **options)
 
-    def written_back(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not donated:
+            return fn(*args, **kwargs)
         with torch.no_grad():
             return _write_back(fn(*args, **kwargs), [args[i] for i in donated], donated)
 
-    compiled: Callable[..., Result] = torch.compile(written_back, fullgraph=fullgraph, dynamic=dynamic, **options)
+    compiled: Callable[..., Result] = torch.compile(run, fullgraph=fullgraph, dynamic=dynamic, **options)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Result:
         _check_donated(args, donated)
-        with torch.no_grad():
-            return compiled(args, kwargs)
+        try:
+            with torch.no_grad() if donated else contextlib.nullcontext():
+                return compiled(args, kwargs)
+        except RuntimeError:
+            # An error of fn reaches us as one of the tracer's. fn is pure: run again, eagerly, it raises its own.
+            run(tuple(tree.clone(arg) if i in donated else arg for i, arg in enumerate(args)), kwargs)
+            raise
 
     return call
 
@@ -70,7 +76,11 @@ def _check_donated(args: tuple[Any, ...], donated: tuple[int, ...]) -> None:
                 f"compile: donate_argnums names argument {i}, but the call has {len(args)} positional arguments; "
                 "pass donated arguments by position."
             )
-    buffers = [leaf.data_ptr() for i in donated for leaf in tree.leaves(args[i]) if leaf.numel()]
+    leaves = [leaf for i in donated for leaf in tree.leaves(args[i])]
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"compile: only tensors can be donated, got the leaf {leaf!r}.")
+    buffers = [leaf.data_ptr() for leaf in leaves if leaf.numel()]
     if len(set(buffers)) < len(buffers):
         raise ValueError(
             "compile: two donated leaves share memory, so one would overwrite the other; clone one of them first."

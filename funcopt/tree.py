@@ -165,7 +165,7 @@ def full_like(params: Tree, value: float | Tensor, dtype: torch.dtype | None = N
     def fill(leaf: Tensor) -> Tensor:
         kind = numerics.compute_dtype(leaf.dtype) if dtype is None or leaf.is_complex() else dtype
         kind = numerics.real_dtype(kind) if real else kind
-        return torch.zeros_like(leaf, dtype=kind, memory_format=torch.contiguous_format) + value
+        return (torch.zeros_like(leaf, dtype=kind, memory_format=torch.contiguous_format) + value).to(kind)
 
     return map(fill, params)
 

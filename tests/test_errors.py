@@ -32,7 +32,7 @@ BAD = [
     (
         lambda: fo.adaptive_grad_clip(0.1, layout="tf"),
         ValueError,
-        "layout must be one of 'torch', 'jax', got layout='tf'",
+        "layout must be one of 'torch', 'jax'",
     ),
     (lambda: fo.normalize_by_update_norm(eps=-1.0), ValueError, "normalize_by_update_norm: eps must lie"),
     (lambda: fo.scale(math.inf), ValueError, "scale: step_size must lie"),
