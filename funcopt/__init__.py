@@ -51,6 +51,9 @@ from funcopt.schedules.warmup import (
     warmup_stable_decay_schedule as warmup_stable_decay_schedule,
 )
 
+# Randomness
+from funcopt import random as random
+
 # Transformations
 from funcopt.transforms.clipping import (
     adaptive_grad_clip as adaptive_grad_clip,
@@ -73,6 +76,7 @@ from funcopt.transforms.momentum import (
     ema as ema,
     trace as trace,
 )
+from funcopt.transforms.noise import AddNoiseState as AddNoiseState, add_noise as add_noise
 from funcopt.transforms.scaling import (
     ScaleByScheduleState as ScaleByScheduleState,
     centralize as centralize,

@@ -24,6 +24,7 @@ class Entry:
             given, the factory of the same name.
         complex: whether complex leaves are accepted.
         float32_tolerance: the relative deviation from the float64 reference that parity grants in float32.
+        ordered: whether the result depends on the order of the leaves, which then draw from keys in that order.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Entry:
     optax: Callable[..., Any] | None = None
     complex: bool = True
     float32_tolerance: float = 1e-6
+    ordered: bool = False
 
     def make(self, **kwargs: Any) -> fo.GradientTransformation:
         return (self.build or getattr(fo, self.name))(**kwargs)
@@ -264,6 +266,13 @@ TRANSFORMATIONS: tuple[Entry, ...] = (
             {"weight_decay": 0.1, "mask": only_matrices},
         ),
         scalars=("weight_decay",),
+    ),
+    Entry(
+        "add_noise",
+        ({"eta": 0.3, "gamma": 0.55}, {"eta": 1.0, "gamma": 0.0, "key": 7}),
+        scalars=("eta", "gamma"),
+        optax=no_counterpart,  # its numbers to fewer digits: tests/transforms/test_noise.py
+        ordered=True,
     ),
     Entry("zero_nans"),
     Entry("keep_params_nonnegative", complex=False),
