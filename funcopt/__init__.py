@@ -12,14 +12,17 @@ from funcopt.transform import (
     Updates as Updates,
     apply_updates as apply_updates,
     chain as chain,
+    factory as factory,
     identity as identity,
     incremental_update as incremental_update,
     named_chain as named_chain,
     periodic_update as periodic_update,
+    schedule_factory as schedule_factory,
     set_to_zero as set_to_zero,
     stateless as stateless,
     stateless_with_tree_map as stateless_with_tree_map,
 )
+from funcopt import tree as tree
 from funcopt.tree import global_norm as global_norm
 
 # Compilation
@@ -56,6 +59,7 @@ from funcopt import random as random
 
 # Transformations
 from funcopt.transforms.clipping import (
+    ClipByGlobalNormState as ClipByGlobalNormState,
     adaptive_grad_clip as adaptive_grad_clip,
     clip as clip,
     clip_by_block_rms as clip_by_block_rms,
@@ -78,6 +82,7 @@ from funcopt.transforms.momentum import (
 )
 from funcopt.transforms.noise import AddNoiseState as AddNoiseState, add_noise as add_noise
 from funcopt.transforms.scaling import (
+    ScaleByLearningRateState as ScaleByLearningRateState,
     ScaleByScheduleState as ScaleByScheduleState,
     centralize as centralize,
     normalize_by_update_norm as normalize_by_update_norm,
@@ -114,3 +119,15 @@ from funcopt.rules.rmsprop import (
     scale_by_stddev as scale_by_stddev,
 )
 from funcopt.rules.sgd import sgd as sgd
+
+# Wrappers: masks and partitions
+
+# Wrappers: hyperparameters in the state
+
+# Wrappers: accumulation and conditions
+
+# Wrappers: averages, and learning rates that find themselves
+
+# Monitors
+
+# Projections, and changes of the tree

@@ -104,8 +104,8 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """A key from a key and a number, such as a step count.
 
     `data` is an int in [0, 2³²), or a 0-d integer tensor, which counts modulo 2³². In compiled code let a number that
-    changes be a tensor: an int compiles anew. As in jax, `fold_in(key, i)` equals `split(key, n)[i]`: do not use both on
-    one key.
+    changes be a tensor: an int compiles anew. As in jax, `fold_in(key, i)` equals `split(key, n)[i]`: do not use both
+    on one key.
 
     Raises:
         TypeError: `key` is no key, or `data` neither an int nor an integer tensor.

@@ -1,13 +1,15 @@
 """The protocol: gradient transformations, their composition, and the application of updates."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from funcopt import tree
+from funcopt.calls import Call, explain
 from funcopt.numerics import realise, scalar_dtype
 
 Params: TypeAlias = tree.Tree
@@ -46,14 +48,76 @@ class GradientTransformation:
             say) travel through every combinator; a transformation ignores those that it does not need.
         coupling: what one number of the result depends on: that number's own gradient, state and parameter
             ("elementwise"), its whole leaf ("leafwise"), or all leaves ("treewise").
+        call: the call of the factory that made it, which is how it prints: see `factory`.
     """
 
     init: Callable[[Params], State]
     update: Callable[..., tuple[Updates, State]]
     coupling: Coupling = "elementwise"
+    call: Call | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.init, self.update))
+
+    def __repr__(self) -> str:
+        return "GradientTransformation(init, update)" if self.call is None else repr(self.call)
+
+
+P = ParamSpec("P")
+
+
+def factory(make: Callable[P, GradientTransformation]) -> Callable[P, GradientTransformation]:
+    """Decorate a function that makes a transformation: what it makes prints as the call, and explains its errors.
+
+    >>> chain(clip_by_global_norm(1.0), adamw(0.001))
+    chain(clip_by_global_norm(1.0), adamw(0.001))
+
+    If `update` fails, and its arguments show why (an extra argument is missing; updates, params and state do not belong
+    together), the error names the transformation, the path in the tree, and what was expected and given. All this
+    happens when the transformation is made and when it fails: a step costs no more, and compiles as before.
+    """
+
+    @functools.wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
+        made = make(*args, **kwargs)
+        record = Call(make, args, kwargs, made.call)
+        guarded = made.call is not None and made.call.guarded
+        update = made.update if guarded else _guarded(make.__name__, made)
+        return GradientTransformation(made.init, update, made.coupling, record)
+
+    return call
+
+
+def schedule_factory(make: Callable[P, Schedule]) -> Callable[P, Schedule]:
+    """Decorate a function that makes a schedule: what it makes prints as the call within a transformation.
+
+    >>> adam(linear_schedule(0.1, 0.0, transition_steps=10))
+    adam(linear_schedule(0.1, 0.0, transition_steps=10))
+    """
+
+    @functools.wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Schedule:
+        schedule = make(*args, **kwargs)
+        schedule.call = Call(make, args, kwargs)  # type: ignore[attr-defined]
+        return schedule
+
+    return call
+
+
+def _guarded(name: str, made: GradientTransformation) -> Callable[..., tuple[Updates, State]]:
+    def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
+        try:
+            return made.update(updates, state, params, **extra)
+        except Exception as error:
+            if getattr(error, "explained", False) or str(error).startswith(f"{name}: "):
+                raise
+            better = explain(name, made.init, made.update, (updates, state, params), extra) or error
+            better.explained = True  # type: ignore[attr-defined]  # enclosing transformations pass it on as it is
+            if better is error:
+                raise
+            raise better from error
+
+    return update
 
 
 class EmptyState(NamedTuple):
@@ -71,6 +135,19 @@ def zero_count(params: Params) -> Tensor:
     tree.check_params(params)
     first = next(iter(tree.leaves(params)), None)
     return torch.zeros((), dtype=torch.int32) if first is None else first.new_zeros((), dtype=torch.int32)
+
+
+def scalar(params: Params, value: float | Tensor = 0.0) -> Tensor:
+    """A 0-d state of the value given: float32, or float64 where a leaf of params is; in memory of its own.
+
+    Whatever the parameters' dtype: a sum in bfloat16 stops growing, and 0.999 in bfloat16 is 1.
+    """
+    tree.check_params(params)
+    leaves = tree.leaves(params)
+    wide = any(leaf.dtype in (torch.float64, torch.complex128) for leaf in leaves)
+    dtype = torch.float64 if wide else torch.float32
+    zero = leaves[0].new_zeros((), dtype=dtype) if leaves else torch.zeros((), dtype=dtype)
+    return zero + torch.as_tensor(value, dtype=dtype, device=zero.device)
 
 
 def value_at(hyperparameter: ScalarOrSchedule, count: Tensor) -> float | Tensor:
@@ -104,6 +181,7 @@ def resolve_mask(mask: Mask, params: Params, name: str) -> tree.Tree:
     return tree.unflatten(chosen, structure)
 
 
+@factory
 def chain(*transformations: GradientTransformation) -> GradientTransformation:
     """Apply transformations in sequence; the state is the tuple of their states. `chain()` is the identity.
 
@@ -119,7 +197,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         return tuple(member.init(params) for member in transformations)
 
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
-        if not isinstance(state, tuple) or len(state) != len(transformations):
+        if type(state) is not tuple or len(state) != len(transformations):
             raise ValueError(_wrong_state("chain", f"a tuple of {len(transformations)} states", state))
         updates, states = _update_in_turn(transformations, updates, state, params, extra)
         return updates, tuple(states)
@@ -127,6 +205,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
     return GradientTransformation(init, update, _joint_coupling(transformations))
 
 
+@factory
 def named_chain(*transformations: tuple[str, GradientTransformation]) -> GradientTransformation:
     """Like `chain`, of `(name, transformation)` pairs; the state is the dict of their states by name.
 
@@ -192,11 +271,13 @@ def _wrong_state(caller: str, expected: str, state: State) -> str:
     )
 
 
+@factory
 def identity() -> GradientTransformation:
     """Leave the updates as they are."""
     return stateless_with_tree_map(lambda update, param: update)
 
 
+@factory
 def set_to_zero() -> GradientTransformation:
     """Replace the updates by zeros: what is not to be moved."""
     return stateless_with_tree_map(lambda update, param: torch.zeros_like(update))
@@ -215,7 +296,8 @@ def stateless(
     ) -> tuple[Updates, EmptyState]:
         return f(updates, params), state
 
-    return GradientTransformation(init_empty_state, update, coupling)
+    # Its errors are for the factory that uses it to explain, under that factory's name.
+    return GradientTransformation(init_empty_state, update, coupling, Call(stateless, (f,), {}, guarded=False))
 
 
 def stateless_with_tree_map(
@@ -232,7 +314,8 @@ def stateless_with_tree_map(
             return tree.map_rule(lambda update: f(update, None), updates)
         return tree.map_rule(f, updates, reads=(params,))
 
-    return stateless(on_tree, coupling)
+    made = stateless(on_tree, coupling)
+    return replace(made, call=Call(stateless_with_tree_map, (f,), {}, guarded=False))
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:

@@ -5,7 +5,7 @@ pytree implementation.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -43,6 +43,15 @@ def _entry_name(entry: Any) -> str:
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))
     return str(entry)
+
+
+def children(tree: Tree) -> dict[str, Tree] | None:
+    """The parts of a dict, list, tuple or NamedTuple by the names that paths are made of; None for a leaf."""
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return dict(zip(tree._fields, tree))
+    if isinstance(tree, (list, tuple)):
+        return {str(index): part for index, part in enumerate(tree)}
+    return {str(key): part for key, part in tree.items()} if isinstance(tree, dict) else None
 
 
 def substructures(structure: Any, start: int = 0) -> list[tuple[int, Any]]:
@@ -114,6 +123,9 @@ def _apply_rule(rule: Callable[..., Any], row: tuple[Any, ...], outputs: int) ->
     results = (results,) if outputs == 1 else results
     owned: list[Tensor] = []
     for result, replaced in zip(results, row):
+        if result.shape != replaced.shape:
+            shapes = [tuple(leaf.shape) for leaf in row if isinstance(leaf, Tensor)]
+            raise ValueError(f"tree: the leaves that belong together have the shapes {shapes}.")
         result = result.to(replaced.dtype)
         taken = any(result is other for other in (*row, *owned))
         owned.append(result.clone() if taken else result)
@@ -128,6 +140,30 @@ def _widen(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor) or leaf.dtype in (torch.float32, torch.float64):
         return leaf
     return leaf.to(numerics.compute_dtype(leaf.dtype))
+
+
+class MaskedNode(NamedTuple):
+    """What stands in a tree where a leaf is masked out: a container without leaves, which costs no memory."""
+
+
+def mask(tree: Tree, keep: Tree) -> Tree:
+    """`tree` with a `MaskedNode` in place of every leaf where `keep`, a tree of bools or a prefix of one, is False."""
+    return map(lambda kept, part: part if kept else map(lambda leaf: MaskedNode(), part), keep, tree)
+
+
+def unmask(masked: Tree, tree: Tree) -> Tree:
+    """`masked` with the leaves of `tree` in place of every `MaskedNode` that stands for one."""
+    own, structure = flatten(tree)
+    parts = leaves_up_to(structure, masked)
+    return unflatten([leaf if isinstance(part, MaskedNode) else part for part, leaf in zip(parts, own)], structure)
+
+
+def where(condition: Tensor, tree: Tree, other: Tree) -> Tree:
+    """`tree` where the 0-d tensor `condition` holds, else `other`, leaf by leaf in the dtypes of `other`.
+
+    Neither side leaks into the other: a NaN in the side that is not taken stays there.
+    """
+    return map(lambda leaf, kept: torch.where(condition, leaf.to(kept.dtype), kept), tree, other)
 
 
 def clone(tree: Tree) -> Tree:

@@ -158,7 +158,7 @@ def test_a_schedule_is_evaluated_at_zero_first():
         return 0.1
 
     run(fo.adamw(schedule, weight_decay=schedule), draw(1), 3)
-    assert seen == [0, 0, 1, 1, 2, 2]
+    assert seen == [0, 0, 0, 1, 1, 2, 2]  # init notes the first learning rate
 
 
 @pytest.mark.parametrize("rate", [1e-3, lambda count: torch.tensor(1e-3)])

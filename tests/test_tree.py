@@ -102,3 +102,23 @@ def test_substructures_are_depth_first():
     structure = tree.flatten(({"a": [1, 2]}, 3))[1]
     starts = [(start, part.num_leaves) for start, part in tree.substructures(structure)]
     assert starts == [(0, 3), (0, 2), (0, 2), (0, 1), (1, 1), (2, 1)]
+
+
+def test_mask_and_unmask():
+    values = {"a": [torch.ones(2), None], "b": {"c": torch.zeros(3), "d": torch.zeros(4)}}
+    masked = tree.mask(values, {"a": [False, True], "b": {"c": True, "d": False}})
+    assert masked["a"] == [tree.MaskedNode(), None] and masked["b"]["d"] == tree.MaskedNode()
+    assert [leaf.numel() for leaf in tree.leaves(masked)] == [3]
+    other = tree.map(lambda leaf: leaf + 5, values)
+    filled = tree.unmask(masked, other)
+    assert filled["a"][0].tolist() == [6.0, 6.0] and filled["b"]["c"].tolist() == [0.0] * 3
+    assert filled["b"]["d"].tolist() == [5.0] * 4
+    assert tree.mask(values, {"a": False, "b": True})["a"] == [tree.MaskedNode(), None]
+
+
+def test_where_takes_one_side_whole():
+    bad, good = {"x": torch.tensor([torch.nan])}, {"x": torch.tensor([1.0], dtype=torch.float64)}
+    for condition, expected in ((False, 1.0), (True, torch.nan)):
+        taken = tree.where(torch.tensor(condition), bad, good)["x"]
+        assert taken.dtype == torch.float64
+        assert torch.equal(taken.nan_to_num(7.0), torch.tensor([expected], dtype=torch.float64).nan_to_num(7.0))

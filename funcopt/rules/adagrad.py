@@ -8,7 +8,7 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.checks import check_within
 from funcopt.numerics import abs_square
-from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain
+from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory
 from funcopt.transforms.scaling import scale_by_learning_rate
 
 
@@ -16,6 +16,7 @@ class ScaleByRssState(NamedTuple):
     sum_of_squares: tree.Tree  # sum of |g|² over all steps, and its initial value
 
 
+@factory
 def scale_by_rss(initial_accumulator_value: float | Tensor = 0.1, eps: float | Tensor = 1e-7) -> GradientTransformation:
     """Replace gradients by the direction of `adagrad`."""
     check_within("scale_by_rss", "[0, inf)", initial_accumulator_value=initial_accumulator_value, eps=eps)
@@ -37,6 +38,7 @@ def scale_by_rss(initial_accumulator_value: float | Tensor = 0.1, eps: float | T
     return GradientTransformation(init, update)
 
 
+@factory
 def adagrad(
     learning_rate: ScalarOrSchedule, initial_accumulator_value: float | Tensor = 0.1, eps: float | Tensor = 1e-7
 ) -> GradientTransformation:

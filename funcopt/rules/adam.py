@@ -8,7 +8,16 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.checks import check_within
 from funcopt.numerics import abs_square, bias_correction, ema, increment, safe_sqrt
-from funcopt.transform import GradientTransformation, Mask, Params, ScalarOrSchedule, Updates, chain, zero_count
+from funcopt.transform import (
+    GradientTransformation,
+    Mask,
+    Params,
+    ScalarOrSchedule,
+    Updates,
+    chain,
+    factory,
+    zero_count,
+)
 from funcopt.transforms.scaling import scale_by_learning_rate
 from funcopt.transforms.weight_decay import add_decayed_weights
 
@@ -19,6 +28,7 @@ class ScaleByAdamState(NamedTuple):
     nu: tree.Tree  # running mean of |g|²
 
 
+@factory
 def scale_by_adam(
     b1: float | Tensor = 0.9,
     b2: float | Tensor = 0.999,
@@ -55,6 +65,7 @@ def scale_by_adam(
     return GradientTransformation(init, update)
 
 
+@factory
 def adam(
     learning_rate: ScalarOrSchedule,
     b1: float | Tensor = 0.9,
@@ -80,6 +91,7 @@ def adam(
     )
 
 
+@factory
 def nadam(
     learning_rate: ScalarOrSchedule,
     b1: float | Tensor = 0.9,
@@ -99,6 +111,7 @@ def nadam(
     return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
 
 
+@factory
 def adamw(
     learning_rate: ScalarOrSchedule,
     b1: float | Tensor = 0.9,
@@ -127,6 +140,7 @@ def adamw(
     )
 
 
+@factory
 def nadamw(
     learning_rate: ScalarOrSchedule,
     b1: float | Tensor = 0.9,

@@ -8,7 +8,7 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.checks import check_within
 from funcopt.numerics import abs_square, bias_correction, ema, increment, safe_sqrt
-from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, zero_count
+from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory, zero_count
 from funcopt.transforms.scaling import scale_by_learning_rate
 
 
@@ -19,6 +19,7 @@ class ScaleByAmsgradState(NamedTuple):
     nu_max: tree.Tree  # largest second moment so far
 
 
+@factory
 def scale_by_amsgrad(
     b1: float | Tensor = 0.9,
     b2: float | Tensor = 0.999,
@@ -56,6 +57,7 @@ def scale_by_amsgrad(
     return GradientTransformation(init, update)
 
 
+@factory
 def amsgrad(
     learning_rate: ScalarOrSchedule,
     b1: float | Tensor = 0.9,

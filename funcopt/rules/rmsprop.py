@@ -7,7 +7,7 @@ from torch import Tensor
 from funcopt import numerics, tree
 from funcopt.checks import check_within
 from funcopt.numerics import abs_square, ema, increment, safe_sqrt
-from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, zero_count
+from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory, zero_count
 from funcopt.transforms.momentum import trace
 from funcopt.transforms.scaling import scale_by_learning_rate
 
@@ -21,6 +21,7 @@ class ScaleByRmsState(NamedTuple):
     nu: tree.Tree  # running mean of |g|²
 
 
+@factory
 def scale_by_rms(
     decay: float | Tensor = 0.9,
     eps: float | Tensor = 1e-8,
@@ -57,6 +58,7 @@ class ScaleByRStdDevState(NamedTuple):
     nu: tree.Tree  # running mean of |g|²
 
 
+@factory
 def scale_by_stddev(
     decay: float | Tensor = 0.9,
     eps: float | Tensor = 1e-8,
@@ -93,6 +95,7 @@ def scale_by_stddev(
     return GradientTransformation(init, update)
 
 
+@factory
 def rmsprop(
     learning_rate: ScalarOrSchedule,
     decay: float | Tensor = 0.9,

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from funcopt.transform import GradientTransformation, ScalarOrSchedule, chain
+from funcopt.transform import GradientTransformation, ScalarOrSchedule, chain, factory
 from funcopt.transforms.momentum import trace
 from funcopt.transforms.scaling import scale_by_learning_rate
 
 
+@factory
 def sgd(
     learning_rate: ScalarOrSchedule,
     momentum: float | Tensor | None = None,

@@ -10,9 +10,10 @@ from funcopt.checks import check_integer, check_within
 from funcopt.schedules.interpolation import as_scalar, as_steps, cosine, linear, through_knots
 from funcopt.schedules.join import join_schedules
 from funcopt.schedules.warmup import warmup_cosine_decay_schedule
-from funcopt.transform import Schedule
+from funcopt.transform import Schedule, schedule_factory
 
 
+@schedule_factory
 def linear_onecycle_schedule(
     transition_steps: int,
     peak_value: float | Tensor,
@@ -43,6 +44,7 @@ def linear_onecycle_schedule(
     return schedule
 
 
+@schedule_factory
 def cosine_onecycle_schedule(
     transition_steps: int,
     peak_value: float | Tensor,
@@ -110,6 +112,7 @@ def _knot_values(
     return values
 
 
+@schedule_factory
 def sgdr_schedule(cosine_kwargs: Iterable[Mapping[str, Any]]) -> Schedule:
     """SGDR, annealing with warm restarts (Loshchilov & Hutter 2016, https://arxiv.org/abs/1608.03983).
 

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from funcopt.checks import check_integer, check_within
 from funcopt.schedules.interpolation import as_scalar, as_steps, cosine, linear, raised, transition
-from funcopt.transform import Schedule
+from funcopt.transform import Schedule, schedule_factory
 
 
+@schedule_factory
 def constant_schedule(value: float | Tensor) -> Schedule:
     """The same value at every count."""
     check_within("constant_schedule", "(-inf, inf)", value=value)
@@ -21,6 +22,7 @@ def constant_schedule(value: float | Tensor) -> Schedule:
     return schedule
 
 
+@schedule_factory
 def polynomial_schedule(
     init_value: float | Tensor,
     end_value: float | Tensor,
@@ -49,6 +51,7 @@ def polynomial_schedule(
     return transition(init_value, end_value, transition_steps, max(transition_begin, 0), raised(linear, power))
 
 
+@schedule_factory
 def linear_schedule(
     init_value: float | Tensor, end_value: float | Tensor, transition_steps: int, transition_begin: int = 0
 ) -> Schedule:
@@ -72,6 +75,7 @@ def linear_schedule(
     return transition(init_value, end_value, transition_steps, max(transition_begin, 0))
 
 
+@schedule_factory
 def exponential_decay(
     init_value: float | Tensor,
     transition_steps: int,
@@ -117,6 +121,7 @@ def _power(rate: Tensor, periods: Tensor) -> Tensor:
     return (periods * torch.where(rate == 0, 1, rate).log()).clamp(max=largest).exp()
 
 
+@schedule_factory
 def cosine_decay_schedule(
     init_value: float | Tensor, decay_steps: int, alpha: float | Tensor = 0.0, exponent: float | Tensor = 1.0
 ) -> Schedule:

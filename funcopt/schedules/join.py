@@ -9,9 +9,10 @@ from torch import Tensor
 from funcopt.checks import check_choice, check_integer, check_within
 from funcopt.schedules.decay import constant_schedule
 from funcopt.schedules.interpolation import as_count, as_scalar, as_steps, cosine, linear, through_knots
-from funcopt.transform import Schedule
+from funcopt.transform import Schedule, schedule_factory
 
 
+@schedule_factory
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
     """One schedule after the other: from `boundaries[i - 1]` on schedule i holds, which counts from there.
 
@@ -56,6 +57,7 @@ def _check_pieces(pieces: tuple[Schedule, ...], boundaries: Sequence[int]) -> No
         raise ValueError(f"join_schedules: boundaries must ascend, got boundaries={boundaries}.")
 
 
+@schedule_factory
 def piecewise_constant_schedule(
     init_value: float | Tensor, boundaries_and_scales: Mapping[int, float | Tensor] | None = None
 ) -> Schedule:
@@ -83,6 +85,7 @@ def piecewise_constant_schedule(
     return schedule
 
 
+@schedule_factory
 def piecewise_interpolate_schedule(
     interpolate_type: str,
     init_value: float | Tensor,

@@ -17,11 +17,12 @@ from funcopt.schedules.interpolation import (
     transition,
 )
 from funcopt.schedules.join import join_schedules
-from funcopt.transform import Schedule
+from funcopt.transform import Schedule, schedule_factory
 
 _DECAY_SHAPES = {"linear": linear, "cosine": cosine, "1-sqrt": one_minus_sqrt}
 
 
+@schedule_factory
 def warmup_constant_schedule(init_value: float | Tensor, peak_value: float | Tensor, warmup_steps: int) -> Schedule:
     """Linear warm-up, then constant: `init + (peak - init) * min(t / warmup_steps, 1)`.
 
@@ -41,6 +42,7 @@ def _after_warmup(
     return join_schedules([linear_schedule(init_value, peak_value, warmup_steps), schedule], [warmup_steps])
 
 
+@schedule_factory
 def warmup_cosine_decay_schedule(
     init_value: float | Tensor,
     peak_value: float | Tensor,
@@ -76,6 +78,7 @@ def warmup_cosine_decay_schedule(
     return _after_warmup(init_value, peak_value, warmup_steps, decay)
 
 
+@schedule_factory
 def warmup_exponential_decay_schedule(
     init_value: float | Tensor,
     peak_value: float | Tensor,
@@ -99,6 +102,7 @@ def warmup_exponential_decay_schedule(
     return _after_warmup(init_value, peak_value, warmup_steps, decay)
 
 
+@schedule_factory
 def warmup_stable_decay_schedule(
     init_value: float | Tensor,
     peak_value: float | Tensor,
@@ -133,6 +137,7 @@ def warmup_stable_decay_schedule(
     return _after_warmup(init_value, peak_value, warmup_steps, decay)
 
 
+@schedule_factory
 def inverse_sqrt_schedule(
     peak_value: float | Tensor,
     *,

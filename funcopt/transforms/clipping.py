@@ -1,6 +1,6 @@
 """Clipping: by value, by a leaf's size, by the norm of the whole tree, by unit, and per example."""
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +12,15 @@ from funcopt.transform import (
     GradientTransformation,
     Params,
     Updates,
+    factory,
     require_params,
+    scalar,
     stateless,
     stateless_with_tree_map,
 )
 
 
+@factory
 def clip(max_delta: float | Tensor) -> GradientTransformation:
     """Clip every number into an interval: `u = min(max(g, -δ), δ)`.
 
@@ -33,6 +36,7 @@ def clip(max_delta: float | Tensor) -> GradientTransformation:
     return stateless_with_tree_map(rule, "elementwise")
 
 
+@factory
 def clip_by_block_rms(threshold: float | Tensor) -> GradientTransformation:
     """Scale each leaf down to a root mean square of at most `threshold`: `u = g / max(1, RMS(g) / threshold)`.
 
@@ -46,6 +50,12 @@ def clip_by_block_rms(threshold: float | Tensor) -> GradientTransformation:
     return stateless_with_tree_map(rule, "leafwise")
 
 
+class ClipByGlobalNormState(NamedTuple):
+    norm: Tensor  # of the last updates before they were clipped
+    clipped: Tensor  # whether they were: 0 or 1
+
+
+@factory
 def clip_by_global_norm(max_norm: float | Tensor) -> GradientTransformation:
     """Scale all updates down together to a norm of at most `max_norm`.
 
@@ -56,12 +66,19 @@ def clip_by_global_norm(max_norm: float | Tensor) -> GradientTransformation:
     """
     check_within("clip_by_global_norm", "[0, inf]", max_norm=max_norm)
 
-    def clip_tree(updates: Updates, params: Params | None) -> Updates:
-        norm = tree.global_norm(updates)
-        factor = realise(torch.where(norm < max_norm, 1.0, safe_divide(max_norm * torch.ones_like(norm), norm)))
-        return tree.map_rule(lambda g: factor * g, updates)
+    def init(params: Params) -> ClipByGlobalNormState:
+        return ClipByGlobalNormState(scalar(params), scalar(params))
 
-    return stateless(clip_tree)
+    def update(
+        updates: Updates, state: ClipByGlobalNormState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, ClipByGlobalNormState]:
+        norm = tree.global_norm(updates)
+        small = norm < max_norm
+        factor = realise(torch.where(small, 1.0, safe_divide(max_norm * torch.ones_like(norm), norm)))
+        updates = tree.map_rule(lambda g: factor * g, updates)
+        return updates, ClipByGlobalNormState(norm.to(state.norm.dtype), (~small).to(state.clipped.dtype))
+
+    return GradientTransformation(init, update, "treewise")
 
 
 def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None, layout: str = "torch") -> Tensor:
@@ -90,6 +107,7 @@ def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: float
     return torch.where(g_norm < max_norm, grad, grad * (max_norm / g_norm.clamp(min=div_eps)))
 
 
+@factory
 def adaptive_grad_clip(
     clipping: float | Tensor,
     eps: float | Tensor = 1e-3,

@@ -11,11 +11,13 @@ from funcopt.transform import (
     GradientTransformation,
     Params,
     Updates,
+    factory,
     require_params,
     stateless,
 )
 
 
+@factory
 def keep_params_nonnegative() -> GradientTransformation:
     """Cut the updates so that no parameter becomes negative: `u = max(g, -p)`; it belongs at the end of a chain.
 
@@ -40,6 +42,7 @@ class ZeroNansState(NamedTuple):
     found_nan: tree.Tree  # per leaf, whether the last update held a NaN: 0-d bools
 
 
+@factory
 def zero_nans() -> GradientTransformation:
     """Replace every NaN of the updates by 0. The state tells, per leaf, whether the last update held one."""
 

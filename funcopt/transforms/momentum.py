@@ -8,13 +8,14 @@ from torch import Tensor
 from funcopt import numerics, tree
 from funcopt.checks import check_within
 from funcopt.numerics import bias_correction, increment
-from funcopt.transform import GradientTransformation, Params, Updates, zero_count
+from funcopt.transform import GradientTransformation, Params, Updates, factory, zero_count
 
 
 class TraceState(NamedTuple):
     trace: tree.Tree  # decaying sum of g
 
 
+@factory
 def trace(
     decay: float | Tensor, nesterov: bool = False, accumulator_dtype: torch.dtype | None = None
 ) -> GradientTransformation:
@@ -47,6 +48,7 @@ class EmaState(NamedTuple):
     ema: tree.Tree  # running mean of g, towards zero in the first steps
 
 
+@factory
 def ema(
     decay: float | Tensor, debias: bool = True, accumulator_dtype: torch.dtype | None = None
 ) -> GradientTransformation:

@@ -7,7 +7,7 @@ from torch import Tensor
 from funcopt import random, tree
 from funcopt.checks import check_within
 from funcopt.numerics import increment, realise, safe_sqrt, scalar_dtype
-from funcopt.transform import GradientTransformation, Params, Updates, zero_count
+from funcopt.transform import GradientTransformation, Params, Updates, factory, zero_count
 
 
 class AddNoiseState(NamedTuple):
@@ -15,6 +15,7 @@ class AddNoiseState(NamedTuple):
     rng_key: Tensor  # key of the next step's noise
 
 
+@factory
 def add_noise(eta: float | Tensor, gamma: float | Tensor, key: Tensor | int = 0) -> GradientTransformation:
     """Add annealed Gaussian noise (Neelakantan et al. 2015, https://arxiv.org/abs/1511.06807).
 

@@ -14,6 +14,8 @@ from funcopt.transform import (
     ScalarOrSchedule,
     Schedule,
     Updates,
+    factory,
+    scalar,
     stateless,
     stateless_with_tree_map,
     value_at,
@@ -21,6 +23,7 @@ from funcopt.transform import (
 )
 
 
+@factory
 def scale(step_size: float | Tensor) -> GradientTransformation:
     """Multiply the updates by a constant: `u = step_size * g`."""
     check_within("scale", "(-inf, inf)", step_size=step_size)
@@ -31,11 +34,29 @@ class ScaleByScheduleState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # steps taken
 
 
+@factory
 def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
     """Multiply the updates by a scheduled value: `u = step_size_fn(count) * g`, with `count = 0` at the first step."""
-    return _scale_by(step_size_fn, sign=1)
+
+    def init(params: Params) -> ScaleByScheduleState:
+        return ScaleByScheduleState(zero_count(params))
+
+    def update(
+        updates: Updates, state: ScaleByScheduleState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, ScaleByScheduleState]:
+        factor = value_at(step_size_fn, state.count)
+        updates = tree.map_rule(lambda g: factor * g, updates)
+        return updates, ScaleByScheduleState(increment(state.count))
+
+    return GradientTransformation(init, update)
 
 
+class ScaleByLearningRateState(NamedTuple):
+    count: Tensor  # type: ignore[assignment]  # steps taken
+    last_rate: Tensor  # α of the last step, to be read; at the start, that of the first
+
+
+@factory
 def scale_by_learning_rate(
     learning_rate: ScalarOrSchedule | None = None, *, flip_sign: bool = True
 ) -> GradientTransformation:
@@ -46,23 +67,26 @@ def scale_by_learning_rate(
     flipped then too (optax passes the updates on unchanged, uphill). `flip_sign=False`: `u = α g`.
     """
     check_within("scale_by_learning_rate", "(-inf, inf)", learning_rate=learning_rate)
-    return _scale_by(1.0 if learning_rate is None else learning_rate, sign=-1 if flip_sign else 1)
+    rate: ScalarOrSchedule = 1.0 if learning_rate is None else learning_rate
+    sign = -1 if flip_sign else 1
 
-
-def _scale_by(step_size: ScalarOrSchedule, sign: int) -> GradientTransformation:
-    def init(params: Params) -> ScaleByScheduleState:
-        return ScaleByScheduleState(zero_count(params))
+    def init(params: Params) -> ScaleByLearningRateState:
+        count = zero_count(params)
+        return ScaleByLearningRateState(count, scalar(params, value_at(rate, count)))
 
     def update(
-        updates: Updates, state: ScaleByScheduleState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, ScaleByScheduleState]:
-        factor = sign * value_at(step_size, state.count)
+        updates: Updates, state: ScaleByLearningRateState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, ScaleByLearningRateState]:
+        current = value_at(rate, state.count)
+        factor = sign * current
         updates = tree.map_rule(lambda g: factor * g, updates)
-        return updates, ScaleByScheduleState(increment(state.count))
+        last_rate = (torch.zeros_like(state.last_rate) + current).to(state.last_rate.dtype)
+        return updates, ScaleByLearningRateState(increment(state.count), last_rate)
 
     return GradientTransformation(init, update)
 
 
+@factory
 def scale_by_sign() -> GradientTransformation:
     """Keep the sign of every number: `u = sign(g)`, and `g / |g|` for complex leaves; 0 stays 0.
 
@@ -71,6 +95,7 @@ def scale_by_sign() -> GradientTransformation:
     return stateless_with_tree_map(lambda update, param: torch.sgn(update), "elementwise")
 
 
+@factory
 def normalize_by_update_norm(scale_factor: float | Tensor = 1.0, eps: float | Tensor = 1e-6) -> GradientTransformation:
     """Give the whole tree of updates the norm `scale_factor`: `u = scale_factor * g / (‖g‖ + ε)`."""
     check_within("normalize_by_update_norm", "(-inf, inf)", scale_factor=scale_factor)
@@ -83,6 +108,7 @@ def normalize_by_update_norm(scale_factor: float | Tensor = 1.0, eps: float | Te
     return stateless(normalize)
 
 
+@factory
 def centralize() -> GradientTransformation:
     """Give every row of a weight a gradient of mean zero (Yong et al. 2020, https://arxiv.org/abs/2004.01461).
 

@@ -13,6 +13,7 @@ from funcopt.transform import (
     Params,
     ScalarOrSchedule,
     Updates,
+    factory,
     require_params,
     resolve_mask,
     value_at,
@@ -24,6 +25,7 @@ class AddDecayedWeightsState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # steps taken
 
 
+@factory
 def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None = None) -> GradientTransformation:
     """Add the decayed parameters: `u = g + λ p`, where the mask is True.
 

@@ -7,12 +7,13 @@ import pytest
 
 import funcopt as fo
 from tests import catalogue
-from tests.catalogue import ELSEWHERE, OPTIMIZERS, SCHEDULES, TRANSFORMATIONS
+from tests.catalogue import ELSEWHERE, ENTRIES, SCHEDULES
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = (
     ("numerics", "checks"),
     ("tree", "random"),
+    ("calls",),
     ("transform",),
     ("schedules", "linalg"),
     ("wrappers",),
@@ -24,7 +25,7 @@ LAYERS = (
 
 
 def listed() -> list[str]:
-    return [entry.name for entry in (*OPTIMIZERS, *TRANSFORMATIONS, *SCHEDULES)] + list(ELSEWHERE)
+    return [entry.name for entry in (*ENTRIES, *SCHEDULES)] + list(ELSEWHERE)
 
 
 def test_every_public_function_is_listed_once():
@@ -42,8 +43,10 @@ def is_function(value: object) -> bool:
 
 @pytest.mark.parametrize("name, path", ELSEWHERE.items(), ids=list(ELSEWHERE))
 def test_functions_tested_elsewhere_are_called_there(name, path):
-    calls = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Call)]
-    assert any(ast.unparse(call.func).split(".")[-1] == name for call in calls)
+    nodes = list(ast.walk(ast.parse((ROOT / path).read_text())))
+    called = [node.func for node in nodes if isinstance(node, ast.Call)]
+    called += [decorator for node in nodes if isinstance(node, ast.FunctionDef) for decorator in node.decorator_list]
+    assert any(ast.unparse(function).split(".")[-1] == name for function in called)
 
 
 def test_every_state_type_of_the_package_is_public():
@@ -102,7 +105,7 @@ def test_private_parts_of_torch_are_imported_in_one_place(path):
 
 
 def test_cases_differ_from_the_defaults_somewhere():
-    for entry in (*OPTIMIZERS, *TRANSFORMATIONS):
+    for entry in ENTRIES:
         varied = {name for case in entry.cases for name in case}
         assert set(entry.scalars) <= varied | set(), f"{entry.name}: no case sets {set(entry.scalars) - varied}"
 

@@ -1,0 +1,1 @@
+"""Transformations made from transformations: masks, partitions, accumulation, conditions, averages, injection."""

@@ -1,0 +1,41 @@
+"""Every public optimizer, transformation and schedule, once: what is listed here goes through all laws and parity."""
+
+from tests.catalogue.accumulation import ACCUMULATION, ACCUMULATION_ELSEWHERE
+from tests.catalogue.averaging import AVERAGING, AVERAGING_ELSEWHERE
+from tests.catalogue.entry import (
+    Entry as Entry,
+    ScheduleCase as ScheduleCase,
+    ScheduleEntry as ScheduleEntry,
+    case_id as case_id,
+    decaying as decaying,
+)
+from tests.catalogue.hyperparams import HYPERPARAMS, HYPERPARAMS_ELSEWHERE
+from tests.catalogue.masking import MASKING, MASKING_ELSEWHERE
+from tests.catalogue.monitors import MONITORS, MONITORS_ELSEWHERE
+from tests.catalogue.optimizers import OPTIMIZERS
+from tests.catalogue.schedules import SCHEDULES, WSD as WSD
+from tests.catalogue.transformations import TRANSFORMATIONS
+
+ENTRIES = (*OPTIMIZERS, *TRANSFORMATIONS, *MASKING, *HYPERPARAMS, *ACCUMULATION, *AVERAGING, *MONITORS)
+CASES = [(entry, case) for entry in ENTRIES for case in entry.cases]
+SCHEDULE_CASES = [(entry, case) for entry in SCHEDULES for case in entry.cases]
+
+ELSEWHERE = {
+    "apply_updates": "tests/test_transform.py",
+    "factory": "tests/test_calls.py",
+    "schedule_factory": "tests/test_calls.py",
+    "incremental_update": "tests/test_transform.py",
+    "periodic_update": "tests/test_transform.py",
+    "global_norm": "tests/test_tree.py",
+    "compile": "tests/test_compile.py",
+    "per_example_global_norm_clip": "tests/transforms/test_clipping.py",
+    "per_example_layer_norm_clip": "tests/transforms/test_clipping.py",
+    "unitwise_norm": "tests/transforms/test_clipping.py",
+    "unitwise_clip": "tests/transforms/test_clipping.py",
+    **MASKING_ELSEWHERE,
+    **HYPERPARAMS_ELSEWHERE,
+    **ACCUMULATION_ELSEWHERE,
+    **AVERAGING_ELSEWHERE,
+    **MONITORS_ELSEWHERE,
+}
+"""Public functions that are no transformation or schedule, and the file that tests them."""
