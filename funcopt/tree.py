@@ -158,6 +158,13 @@ def unmask(masked: Tree, tree: Tree) -> Tree:
     return unflatten([leaf if isinstance(part, MaskedNode) else part for part, leaf in zip(parts, own)], structure)
 
 
+def mask_like(tree: Tree, masked: Tree) -> Tree:
+    """`tree` with a `MaskedNode` wherever `masked` has one."""
+    own, structure = flatten(tree)
+    parts = leaves_up_to(structure, masked)
+    return unflatten([part if isinstance(part, MaskedNode) else leaf for part, leaf in zip(parts, own)], structure)
+
+
 def where(condition: Tensor, tree: Tree, other: Tree) -> Tree:
     """`tree` where the 0-d tensor `condition` holds, else `other`, leaf by leaf in the dtypes of `other`.
 
@@ -204,6 +211,17 @@ def full_like(params: Tree, value: float | Tensor, dtype: torch.dtype | None = N
         return (torch.zeros_like(leaf, dtype=kind, memory_format=torch.contiguous_format) + value).to(kind)
 
     return map(fill, params)
+
+
+def clone_wide(params: Tree, dtype: torch.dtype | None = None) -> Tree:
+    """A copy of `params` for a state: at least float32, or exactly `dtype` where one is given, as in `zeros_like`."""
+    check_params(params)
+
+    def copy(leaf: Tensor) -> Tensor:
+        kind = numerics.compute_dtype(leaf.dtype) if dtype is None or leaf.is_complex() else dtype
+        return leaf.to(kind).clone(memory_format=torch.contiguous_format)
+
+    return map(copy, params)
 
 
 def cast(tree: Tree, dtype: torch.dtype | None) -> Tree:

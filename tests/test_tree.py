@@ -83,6 +83,17 @@ def test_accumulators():
     assert tree.full_like(complex_params, 0.5, real=True)["z"].tolist() == [0.5, 0.5]
 
 
+def test_copies_for_a_state():
+    params = {"half": torch.ones(3, 4, dtype=torch.float16).T, "full": torch.ones(2), "none": None}
+    copy = tree.clone_wide(params)
+    assert copy["half"].dtype == torch.float32 and copy["half"].is_contiguous() and copy["none"] is None
+    assert copy["full"].data_ptr() != params["full"].data_ptr()
+    assert tree.clone_wide(params, torch.bfloat16)["full"].dtype == torch.bfloat16
+    assert tree.clone_wide([torch.ones(2, dtype=torch.complex64)], torch.bfloat16)[0].dtype == torch.complex64
+    with pytest.raises(TypeError, match="init: the leaf 'n' of params"):
+        tree.clone_wide({"n": torch.ones(2, dtype=torch.int64)})
+
+
 def test_accumulators_of_views_are_contiguous():
     params = {"w": torch.ones(3, 4).T, "v": torch.ones(1).expand(5)}
     assert all(leaf.is_contiguous() for leaf in tree.leaves(tree.zeros_like(params)))
@@ -114,6 +125,8 @@ def test_mask_and_unmask():
     assert filled["a"][0].tolist() == [6.0, 6.0] and filled["b"]["c"].tolist() == [0.0] * 3
     assert filled["b"]["d"].tolist() == [5.0] * 4
     assert tree.mask(values, {"a": False, "b": True})["a"] == [tree.MaskedNode(), None]
+    assert tree.flatten(tree.mask_like(other, masked))[1] == tree.flatten(masked)[1]
+    assert tree.mask_like(other, masked)["b"]["c"] is other["b"]["c"]
 
 
 def test_where_takes_one_side_whole():
