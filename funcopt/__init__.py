@@ -127,6 +127,29 @@ from funcopt.rules.sgd import sgd as sgd
 # Wrappers: accumulation and conditions
 
 # Wrappers: averages, and learning rates that find themselves
+from funcopt.rules.schedule_free import (
+    schedule_free_adamw as schedule_free_adamw,
+    schedule_free_sgd as schedule_free_sgd,
+)
+from funcopt.wrappers.averaging import (
+    EmaParamsState as EmaParamsState,
+    LookaheadState as LookaheadState,
+    SwaState as SwaState,
+    ema_params as ema_params,
+    lookahead as lookahead,
+    swa as swa,
+)
+from funcopt.wrappers.mechanize import MechanicState as MechanicState, mechanize as mechanize
+from funcopt.wrappers.plateau import (
+    ReduceLROnPlateauState as ReduceLROnPlateauState,
+    reduce_on_plateau as reduce_on_plateau,
+)
+from funcopt.wrappers.schedule_free import (
+    ScheduleFreeState as ScheduleFreeState,
+    schedule_free as schedule_free,
+    schedule_free_eval_params as schedule_free_eval_params,
+)
+from funcopt.wrappers.views import eval_params as eval_params, train_params as train_params
 
 # Monitors
 
