@@ -82,10 +82,11 @@ def mechanize(
         h = realise(sum(products, torch.zeros_like(total)))
         r, m, v, s = _rescale(h, state, eps, s_init)
         scale = realise(s.to(total.dtype).sum())
+        back = realise(1 - scale * inverse)
 
         def rule(w: Tensor, x0: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
             x0 = torch.where(first, p, x0)  # not those of init: weights may have been loaded since
-            return x0 - p - scale * ((x0 - p) * inverse - w), x0
+            return back * (x0 - p) + scale * w, x0  # x₀ - Σs (Δ - w) - p, without the cancellation
 
         steps, x0 = tree.map_rule(rule, steps, state.x0, reads=(params,))
         return steps, MechanicState(base_optimizer_state, increment(state.count), r, m, v, s, x0)

@@ -11,7 +11,7 @@ from tests.catalogue.entry import Entry, decaying
 def lookahead(
     sync_period: int, slow_step_size: Any = 0.5, reset_state: bool = False, learning_rate: Any = 0.05
 ) -> fo.GradientTransformation:
-    return fo.lookahead(fo.adam(learning_rate, eps=1e-3), sync_period, slow_step_size, reset_state)
+    return fo.lookahead(fo.sgd(learning_rate, momentum=0.8), sync_period, slow_step_size, reset_state)
 
 
 def optax_lookahead(
@@ -21,7 +21,7 @@ def optax_lookahead(
     import jax
     import optax
 
-    inner = optax.lookahead(optax.adam(learning_rate, eps=1e-3), sync_period, slow_step_size, reset_state)
+    inner = optax.lookahead(optax.sgd(learning_rate, momentum=0.8), sync_period, slow_step_size, reset_state)
 
     def init(params: Any) -> Any:
         return inner.init(optax.LookaheadParams(params, params)), params
@@ -34,25 +34,19 @@ def optax_lookahead(
     return optax.GradientTransformation(init, update)
 
 
-def ema_params(decay: Any, debias: bool = True, learning_rate: Any = 0.05) -> fo.GradientTransformation:
-    return fo.ema_params(fo.adamw(learning_rate, eps=1e-3, weight_decay=0.1), decay, debias)
+def ema_params(decay: Any, debias: bool = True) -> fo.GradientTransformation:
+    return fo.ema_params(fo.sgd(0.05, momentum=0.8), decay, debias)
 
 
-def swa(start_step: int, every: int = 1, learning_rate: Any = 0.05) -> fo.GradientTransformation:
-    return fo.swa(fo.adamw(learning_rate, eps=1e-3, weight_decay=0.1), start_step, every)
+def swa(start_step: int, every: int = 1) -> fo.GradientTransformation:
+    return fo.swa(fo.sgd(0.05, momentum=0.8), start_step, every)
 
 
-def optax_ema_params(decay: Any, debias: bool = True, learning_rate: Any = 0.05) -> Any:
+def optax_sgd(**kwargs: Any) -> Any:
     """Averages beside the params change no update."""
     import optax
 
-    return optax.adamw(learning_rate, eps=1e-3, weight_decay=0.1)
-
-
-def optax_swa(start_step: int, every: int = 1, learning_rate: Any = 0.05) -> Any:
-    import optax
-
-    return optax.adamw(learning_rate, eps=1e-3, weight_decay=0.1)
+    return optax.sgd(0.05, momentum=0.8)
 
 
 def schedule_free(
@@ -75,7 +69,7 @@ def from_zero(learning_rate: Any) -> Any:
 
 
 def without_warmup(name: str) -> Any:
-    """optax's preset; its first step of a warm-up is rounding, where ours is 0: tests/wrappers/test_schedule_free.py."""
+    """optax's preset; with a warm-up its first step is rounding, where ours is 0 (tests/wrappers/)."""
 
     def make(warmup_steps: int | None = None, **kwargs: Any) -> Any:
         import optax
@@ -88,7 +82,7 @@ def without_warmup(name: str) -> Any:
 def mechanize(
     weight_decay: Any = 1e-2, eps: Any = 1e-8, s_init: Any = 1e-6, num_betas: int = 6, learning_rate: Any = 1.0
 ) -> fo.GradientTransformation:
-    return fo.mechanize(fo.adam(learning_rate, eps=1e-3), weight_decay, eps, s_init, num_betas)
+    return fo.mechanize(fo.sgd(learning_rate, momentum=0.8), weight_decay, eps, s_init, num_betas)
 
 
 def optax_mechanize(
@@ -96,7 +90,7 @@ def optax_mechanize(
 ) -> Any:
     import optax
 
-    return optax.contrib.mechanize(optax.adam(learning_rate, eps=1e-3), weight_decay, eps, s_init, num_betas)
+    return optax.contrib.mechanize(optax.sgd(learning_rate, momentum=0.8), weight_decay, eps, s_init, num_betas)
 
 
 def reduce_on_plateau(
@@ -129,7 +123,6 @@ AVERAGING: tuple[Entry, ...] = (
             {"sync_period": 2, "slow_step_size": 0.3, "learning_rate": 0.04},
             {"sync_period": 1, "slow_step_size": 0.7, "learning_rate": decaying},
             {"sync_period": 2, "reset_state": True},
-            {"sync_period": 3, "slow_step_size": 0.8, "reset_state": True},
         ),
         scalars=("slow_step_size", "learning_rate"),
         build=lookahead,
@@ -138,30 +131,18 @@ AVERAGING: tuple[Entry, ...] = (
     ),
     Entry(
         "ema_params",
-        (
-            {"decay": 0.8, "learning_rate": 0.04},
-            {"decay": 0.8, "debias": False},
-            {"decay": decaying},
-            {"decay": 0.0},
-        ),
-        scalars=("decay", "learning_rate"),
+        ({"decay": decaying}, {"decay": 0.8, "debias": False}, {"decay": 0.8}),
+        scalars=("decay",),
         build=ema_params,
-        optax=optax_ema_params,
+        optax=optax_sgd,
     ),
-    Entry(
-        "swa",
-        ({"start_step": 1, "learning_rate": 0.04}, {"start_step": 0, "every": 2}, {"start_step": 100}),
-        scalars=("learning_rate",),
-        build=swa,
-        optax=optax_swa,
-    ),
+    Entry("swa", ({"start_step": 1}, {"start_step": 0, "every": 2}), build=swa, optax=optax_sgd),
     Entry(
         "schedule_free",
         (
-            {"learning_rate": 0.3},
-            {"learning_rate": decaying, "b1": 0.7, "weight_lr_power": 1.5},
-            {"learning_rate": 0.3, "b1": 1.0, "weight_lr_power": 0.0},
             {"learning_rate": 0.3, "state_dtype": torch.bfloat16},
+            {"learning_rate": decaying, "b1": 0.7, "weight_lr_power": 1.5},
+            {"learning_rate": 0.3},
         ),
         scalars=("learning_rate", "b1", "weight_lr_power"),
         build=schedule_free,
@@ -170,9 +151,8 @@ AVERAGING: tuple[Entry, ...] = (
     Entry(
         "schedule_free_sgd",
         (
-            {"learning_rate": 0.3},
-            {"learning_rate": 0.3, "b1": 0.8, "weight_decay": 0.1, "weight_lr_power": 1.0},
             {"learning_rate": 0.3, "b1": 0.8, "warmup_steps": 5},
+            {"learning_rate": 0.3, "b1": 0.8, "weight_decay": 0.1, "weight_lr_power": 1.0},
         ),
         scalars=("learning_rate", "b1", "weight_decay", "weight_lr_power"),
         optax=without_warmup("schedule_free_sgd"),
@@ -180,9 +160,8 @@ AVERAGING: tuple[Entry, ...] = (
     Entry(
         "schedule_free_adamw",
         (
-            {"learning_rate": 0.1, "eps": 1e-3},
+            {"learning_rate": 0.1, "eps": 1e-2, "warmup_steps": 5},
             {"learning_rate": 0.1, "b1": 0.8, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.1, "weight_lr_power": 1.0},
-            {"learning_rate": 0.1, "b2": 0.9, "eps": 1e-2, "weight_decay": 0.1, "warmup_steps": 5},
         ),
         scalars=("learning_rate", "b1", "b2", "eps", "weight_decay", "weight_lr_power"),
         optax=without_warmup("schedule_free_adamw"),
@@ -196,7 +175,7 @@ AVERAGING: tuple[Entry, ...] = (
         scalars=("weight_decay", "eps", "s_init", "learning_rate"),
         build=mechanize,
         optax=optax_mechanize,
-        float32_tolerance=1e-5,  # so are all steps here
+        float32_tolerance=1e-4,  # so are all steps here, and what their scale is learned from
     ),
     Entry(
         "reduce_on_plateau",
