@@ -35,9 +35,9 @@ def increment(count: Tensor) -> Tensor:
 def realise(scalar: Tensor) -> Tensor:
     """Keep a computed 0-d tensor as a value of its own in compiled code.
 
-    Inductor would otherwise compute it anew for every vector of the elementwise kernel that uses it, at up to twice
-    the time of the whole step. A sum over an axis of size one is a kernel that it does not inline, and one that vmap,
-    grad and jvp pass through. Outside of a compiled graph nothing happens.
+    Inductor would otherwise compute it anew for every vector of the elementwise kernel that uses it, at two to three
+    times the time of the whole step. A sum over an axis of size one is a kernel that it does not inline, and one that
+    vmap, grad and jvp pass through. Outside of a compiled graph nothing happens.
     """
     if not torch.compiler.is_compiling():
         return scalar

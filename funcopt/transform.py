@@ -274,13 +274,13 @@ def _wrong_state(caller: str, expected: str, state: State) -> str:
 @factory
 def identity() -> GradientTransformation:
     """Leave the updates as they are."""
-    return stateless_with_tree_map(lambda update, param: update)
+    return stateless_with_tree_map(lambda update, param: update, "elementwise")
 
 
 @factory
 def set_to_zero() -> GradientTransformation:
     """Replace the updates by zeros: what is not to be moved."""
-    return stateless_with_tree_map(lambda update, param: torch.zeros_like(update))
+    return stateless_with_tree_map(lambda update, param: torch.zeros_like(update), "elementwise")
 
 
 def stateless(
