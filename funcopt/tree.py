@@ -17,6 +17,21 @@ Tree: TypeAlias = Any
 """A tensor, None, or a dict, list, tuple or NamedTuple of trees."""
 
 
+def register(
+    cls: type, flatten: Callable[[Any], Any], unflatten: Callable[[Any, Any], Any], names: Callable[[Any], Any]
+) -> None:
+    """Make `cls` a node: its children and static context, what makes one of them, and the names of the children."""
+    _pytree.register_pytree_node(
+        cls,
+        flatten,
+        unflatten,
+        flatten_with_keys_fn=lambda node: (
+            [(_pytree.MappingKey(name), child) for name, child in zip(names(node), flatten(node)[0])],
+            flatten(node)[1],
+        ),
+    )
+
+
 def flatten(tree: Tree) -> tuple[list[Any], Any]:
     """The leaves of `tree`, `None` included, and the structure that `unflatten` puts them back into."""
     return _pytree.tree_flatten(tree)
@@ -25,6 +40,19 @@ def flatten(tree: Tree) -> tuple[list[Any], Any]:
 def unflatten(leaves: list[Any], structure: Any) -> Tree:
     """The tree of `structure` with these leaves."""
     return _pytree.tree_unflatten(leaves, structure)
+
+
+def nodes(cls: type, tree: Tree) -> list[Any]:
+    """The nodes of type `cls` in `tree`, outermost only."""
+    found = _pytree.tree_leaves(tree, is_leaf=lambda node: isinstance(node, cls))
+    return [node for node in found if isinstance(node, cls)]
+
+
+def map_nodes(fn: Callable[[Any], Any], cls: type, tree: Tree) -> Tree:
+    """`tree` with `fn(node)` in place of every node of type `cls`; everything else stays."""
+    return _pytree.tree_map(
+        lambda node: fn(node) if isinstance(node, cls) else node, tree, is_leaf=lambda node: isinstance(node, cls)
+    )
 
 
 def leaves(tree: Tree) -> list[Any]:
