@@ -98,9 +98,10 @@ def schedule_free(
         ahead = realise(1 - b1 * (1 - c))
 
         def rule(u: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            stored = z.dtype if state_dtype is None or z.is_complex() else state_dtype
-            moved = (z + u).to(stored)
-            return c * (z - y) + ahead * (moved - z), moved  # the step of y without x: there is no division by β
+            wide = z + u
+            moved = wide if state_dtype is None or wide.is_complex() else wide.to(state_dtype)
+            step = u if moved.dtype == wide.dtype else moved.to(wide.dtype) - z  # what z moves by once it is rounded
+            return c * (z - y) + ahead * step, moved  # x is eliminated, and nothing divided by β
 
         updates, z = tree.map_rule(rule, updates, state.z, reads=(params,))
         return updates, ScheduleFreeState(
