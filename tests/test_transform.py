@@ -6,6 +6,7 @@ from torch.func import vmap
 
 import funcopt as fo
 from funcopt import tree
+from funcopt.transform import check_transformation
 from tests.trees import assert_close, assert_identical, draw, run
 
 
@@ -92,6 +93,12 @@ def test_a_state_of_another_chain_is_refused(chained, state):
 def test_missing_params_are_reported_by_name(transformation, name):
     with pytest.raises(ValueError, match=f"{name}: update needs the parameters"):
         transformation.update(draw(1), transformation.init(draw(1)))
+
+
+def test_what_a_wrapper_is_given_must_be_a_transformation():
+    check_transformation("wrap", inner=fo.sgd(0.1))
+    with pytest.raises(TypeError, match=r"wrap: inner must be a GradientTransformation, got inner=<function sgd"):
+        check_transformation("wrap", inner=fo.sgd)
 
 
 def test_coupling_of_a_chain_is_that_of_its_widest_member():
