@@ -10,7 +10,7 @@ from funcopt import tree
 from tests.catalogue.entry import Entry, decaying
 
 SPOILED_ABOVE = 2.2
-"""Numbers of a larger magnitude become infinite: some in about half of the trees that the laws draw, not in the first."""
+"""Numbers of a larger magnitude become infinite: one or more in about half of the trees that the laws draw."""
 
 
 def spoil() -> fo.GradientTransformation:
