@@ -132,6 +132,28 @@ from funcopt.rules.sgd import sgd as sgd
 # Wrappers: hyperparameters in the state
 
 # Wrappers: accumulation and conditions
+from funcopt.wrappers.accumulation import (
+    ApplyEveryState as ApplyEveryState,
+    MultiSteps as MultiSteps,
+    MultiStepsState as MultiStepsState,
+    accumulate_gradients as accumulate_gradients,
+    apply_every as apply_every,
+    has_updated as has_updated,
+)
+from funcopt.wrappers.conditional import (
+    ApplyIfFiniteState as ApplyIfFiniteState,
+    ConditionallyMaskState as ConditionallyMaskState,
+    ConditionallyTransformState as ConditionallyTransformState,
+    apply_if_finite as apply_if_finite,
+    conditionally_mask as conditionally_mask,
+    conditionally_transform as conditionally_transform,
+)
+from funcopt.wrappers.skipping import (
+    SkipIfState as SkipIfState,
+    skip_if as skip_if,
+    skip_large_updates as skip_large_updates,
+    skip_not_finite as skip_not_finite,
+)
 
 # Wrappers: averages, and learning rates that find themselves
 from funcopt.rules.schedule_free import (
