@@ -157,6 +157,13 @@ def value_at(hyperparameter: ScalarOrSchedule, count: Tensor) -> float | Tensor:
     return realise(torch.as_tensor(hyperparameter(count), dtype=scalar_dtype(count.device), device=count.device))
 
 
+def check_transformation(function: str, **arguments: object) -> None:
+    """Raise TypeError unless every argument is a `GradientTransformation`; for functions that wrap one."""
+    for name, value in arguments.items():
+        if not isinstance(value, GradientTransformation):
+            raise TypeError(f"{function}: {name} must be a GradientTransformation, got {name}={value!r}.")
+
+
 def require_params(params: Params | None, name: str) -> Params:
     """`params`, or ValueError where the transformation `name` was updated without them."""
     if params is None:
