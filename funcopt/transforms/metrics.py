@@ -9,7 +9,16 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.numerics import increment, safe_divide
-from funcopt.transform import GradientTransformation, Params, State, Updates, factory, scalar, zero_count
+from funcopt.transform import (
+    GradientTransformation,
+    Params,
+    State,
+    Updates,
+    check_transformation,
+    factory,
+    scalar,
+    zero_count,
+)
 from funcopt.transforms.clipping import ClipByGlobalNormState
 
 Path: TypeAlias = tuple[tuple[str, str], ...]
@@ -60,8 +69,7 @@ def with_metrics(inner: GradientTransformation) -> GradientTransformation:
     Raises:
         TypeError: `inner` is no `GradientTransformation`.
     """
-    if not isinstance(inner, GradientTransformation):
-        raise TypeError(f"with_metrics: inner must be a GradientTransformation, got inner={inner!r}.")
+    check_transformation("with_metrics", inner=inner)
 
     def init(params: Params) -> WithMetricsState:
         inner_state = inner.init(params)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from funcopt import tree
-from funcopt.transform import GradientTransformation, Params, State, Updates, factory
+from funcopt.transform import GradientTransformation, Params, State, Updates, check_transformation, factory
 
 
 @factory
@@ -28,7 +28,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformation:
     Raises:
         TypeError: `inner` is no `GradientTransformation`.
     """
-    _check_inner("flatten", inner)
+    check_transformation("flatten", inner=inner)
 
     def init(params: Params) -> State:
         tree.check_params(params)
@@ -93,7 +93,7 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
     Raises:
         TypeError: `inner` is no `GradientTransformation`.
     """
-    _check_inner("split_real_and_imaginary", inner)
+    check_transformation("split_real_and_imaginary", inner=inner)
 
     def init(params: Params) -> SplitRealAndImaginaryState:
         tree.check_params(params)
@@ -156,8 +156,3 @@ def _shapes(params: Params) -> dict[str, Any] | None:
     if all(leaf is None for _, leaf in pairs) or any(not isinstance(leaf, Tensor | None) for _, leaf in pairs):
         return None
     return {path: None if leaf is None else tuple(leaf.shape) for path, leaf in pairs}
-
-
-def _check_inner(function: str, inner: GradientTransformation) -> None:
-    if not isinstance(inner, GradientTransformation):
-        raise TypeError(f"{function}: inner must be a GradientTransformation, got inner={inner!r}.")
