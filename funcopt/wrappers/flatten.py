@@ -62,6 +62,7 @@ def _keep_absent(updates: Updates, dense: Updates, state: State, new_state: Stat
     marks = [
         None if full is None else torch.full_like(full, g is not None, dtype=torch.bool) for g, full in zip(given, own)
     ]
+    # A vector of the state is known by its length; one that has it by chance would be kept there as well.
     present = tree.ravel(tree.unflatten(marks, structure))[0]
     return tree.map(
         lambda new, old: torch.where(present, new, old) if new.shape == present.shape else new, new_state, state
@@ -88,7 +89,7 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
     >>> optimizer = split_real_and_imaginary(clip(1.0))
     >>> params = torch.tensor([3.0 - 0.5j])
     >>> optimizer.update(params, optimizer.init(params))[0]
-    tensor([1.0000-0.5000j])
+    tensor([1.-0.5000j])
 
     Raises:
         TypeError: `inner` is no `GradientTransformation`.
@@ -139,7 +140,7 @@ def _map_alike(change: Callable[[tree.Tree], tree.Tree], extra: dict[str, Any], 
 
     A bare 0-d tensor is never taken for params: it may as well be a loss.
     """
-    shapes = _shapes(params)
+    shapes = _shapes(params) if extra else None
 
     def is_like(arg: Any) -> bool:
         own = _shapes(arg)

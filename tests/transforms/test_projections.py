@@ -449,6 +449,14 @@ def test_a_leaf_without_a_gradient_stays_out_of_the_projection():
     assert updates["moved"].item() == 1.0
 
 
+def test_a_step_smaller_than_the_spacing_of_bfloat16_is_kept():
+    """The parameters may be added to in a higher precision; `p + g` in bfloat16 would be p."""
+    link = fo.keep_params_in(fo.projection_non_negative)
+    params, step = torch.ones(1, dtype=torch.bfloat16), torch.full((1,), 1e-3, dtype=torch.bfloat16)
+    updates, _ = link.update(step, link.init(params), params)
+    assert_close(updates, step, rtol=1e-2)
+
+
 def test_params_are_needed():
     link = fo.keep_params_in(fo.projection_simplex)
     with pytest.raises(ValueError, match="keep_params_in: update needs the parameters"):

@@ -51,6 +51,14 @@ def test_coupling(inner, coupling):
     assert fo.flatten(inner).coupling == coupling
 
 
+def test_the_order_of_keys_does_not_matter_without_params():
+    optimizer = fo.flatten(fo.sgd(0.1, momentum=0.9))
+    state = optimizer.init({"a": torch.zeros(1), "b": torch.zeros(2)})
+    _, state = optimizer.update({"b": torch.ones(2), "a": torch.zeros(1)}, state)
+    updates, _ = optimizer.update({"a": torch.zeros(1), "b": torch.zeros(2)}, state)
+    assert_close(updates, {"a": torch.zeros(1), "b": torch.full((2,), -0.09)}, rtol=1e-6)
+
+
 MIXED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
