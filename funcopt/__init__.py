@@ -181,5 +181,40 @@ from funcopt.wrappers.schedule_free import (
 from funcopt.wrappers.views import eval_params as eval_params, train_params as train_params
 
 # Monitors
+from funcopt.transforms.metrics import (
+    HasMetrics as HasMetrics,
+    WithMetricsState as WithMetricsState,
+    metrics as metrics,
+    with_metrics as with_metrics,
+)
+from funcopt.transforms.monitor import (
+    MonitorState as MonitorState,
+    SnapshotState as SnapshotState,
+    measure_with_ema as measure_with_ema,
+    monitor as monitor,
+    snapshot as snapshot,
+)
 
 # Projections, and changes of the tree
+from funcopt.transforms.constraints import keep_params_in as keep_params_in
+from funcopt.transforms.projections import (
+    projection_box as projection_box,
+    projection_halfspace as projection_halfspace,
+    projection_hypercube as projection_hypercube,
+    projection_hyperplane as projection_hyperplane,
+    projection_l1_ball as projection_l1_ball,
+    projection_l1_sphere as projection_l1_sphere,
+    projection_l2_ball as projection_l2_ball,
+    projection_l2_sphere as projection_l2_sphere,
+    projection_linf_ball as projection_linf_ball,
+    projection_non_negative as projection_non_negative,
+    projection_simplex as projection_simplex,
+    projection_vector as projection_vector,
+)
+from funcopt.transforms.scaling import normalize as normalize
+from funcopt.wrappers.flatten import (
+    RealAndImaginary as RealAndImaginary,
+    SplitRealAndImaginaryState as SplitRealAndImaginaryState,
+    flatten as flatten,
+    split_real_and_imaginary as split_real_and_imaginary,
+)

@@ -81,9 +81,9 @@ def abs_square(x: Tensor) -> Tensor:
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """`√x` for `x >= 0`, with derivative 0 (instead of infinity) at 0."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1).sqrt(), torch.zeros_like(x))
+    """`√x` for `x >= 0`, with derivative 0 (instead of infinity) at 0; 0 for negative `x`, and NaN for NaN."""
+    zero = x <= 0
+    return torch.where(zero, torch.zeros_like(x), torch.where(zero, 1, x).sqrt())
 
 
 def root(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 pytree implementation.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -259,6 +260,32 @@ def clone_wide(params: Tree, dtype: torch.dtype | None = None) -> Tree:
         return leaf.to(kind).clone(memory_format=torch.contiguous_format)
 
     return map(copy, params)
+
+
+def ravel(tree: Tree) -> tuple[Tensor, Callable[[Tensor], Tree]]:
+    """All numbers of `tree` in one vector, and the function that puts a vector of that length back into such a tree.
+
+    Leaves follow each other in the order of their paths, so that the order of dict keys does not matter; `None` leaves
+    take no place. The vector has the promoted dtype of the leaves; on the way back each part is rounded to the dtype of
+    its leaf, and a real leaf takes the real part. The results share no memory with what they are made of.
+    """
+    own, structure = flatten(tree)
+    paths = [path for path, _ in leaves_with_path(tree)]
+    order = sorted((i for i, leaf in enumerate(own) if leaf is not None), key=paths.__getitem__)
+    dtype = functools.reduce(torch.promote_types, [own[i].dtype for i in order]) if order else torch.float32
+    vector = torch.cat([own[i].reshape(-1).to(dtype) for i in order]) if order else torch.zeros(0)
+
+    def unravel(vector: Tensor) -> Tree:
+        parts: list[Tensor | None] = [None] * len(own)
+        start = 0
+        for i in order:
+            leaf, end = own[i], start + own[i].numel()
+            part = vector[start:end].reshape(leaf.shape)
+            part = part.real if part.is_complex() and not leaf.is_complex() else part
+            parts[i], start = part.to(leaf.dtype, copy=True), end
+        return unflatten(parts, structure)
+
+    return vector, unravel
 
 
 def cast(tree: Tree, dtype: torch.dtype | None) -> Tree:

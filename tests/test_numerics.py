@@ -51,6 +51,9 @@ def test_increment_saturates(dtype):
 def test_safe_sqrt():
     x = torch.tensor([0.0, 4.0], dtype=torch.float64)
     assert numerics.safe_sqrt(x).tolist() == [0.0, 2.0]
+    assert numerics.safe_sqrt(torch.tensor([-1.0, torch.nan, torch.inf])).tolist() == pytest.approx(
+        [0, torch.nan, torch.inf], nan_ok=True
+    )
     assert grad(lambda x: numerics.safe_sqrt(x).sum())(x).tolist() == [0.0, 0.25]
     assert jvp(numerics.safe_sqrt, (x,), (torch.ones_like(x),))[1].tolist() == [0.0, 0.25]
 

@@ -1,5 +1,6 @@
 """Transformations that keep updates or parameters inside a set."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_real
+from funcopt.numerics import compute_dtype
 from funcopt.transform import (
     GradientTransformation,
     Params,
@@ -36,6 +38,41 @@ def keep_params_nonnegative() -> GradientTransformation:
         return tree.map_rule(rule, updates, reads=(require_params(params, "keep_params_nonnegative"),))
 
     return stateless(project, "elementwise")
+
+
+@factory
+def keep_params_in(projection: Callable[[Params], Params]) -> GradientTransformation:
+    """Keep the parameters in a set, given by the projection on it; it belongs at the end of a chain.
+
+        u = P(p + g) - p        so that p + u is P(p + g), to rounding
+
+    After a gradient step this is the projected gradient method (Goldstein 1964; Levitin & Polyak 1966). Leaves without
+    a gradient stay as they are, and the projection does not see them. `update` needs params.
+
+    >>> optimizer = chain(sgd(0.1), keep_params_in(lambda params: projection_l2_ball(params, 2.0)))
+    >>> params = torch.tensor([2.0, 0.0])
+    >>> updates, _ = optimizer.update(torch.tensor([-5.0, 0.0]), optimizer.init(params), params)
+    >>> apply_updates(params, updates)
+    tensor([2., 0.])
+
+    Raises:
+        TypeError: `projection` is no function.
+        ValueError: `update` got no params.
+    """
+    if not callable(projection):
+        raise TypeError(f"keep_params_in: projection must be a function of the params, got projection={projection!r}.")
+
+    def project(updates: Updates, params: Params | None) -> Updates:
+        params = require_params(params, "keep_params_in")
+        # In the precision of the rule: rounded to bfloat16, p + g would be p for all small steps.
+        target = tree.map(lambda g, p: _widened(p) + _widened(g), updates, params)
+        return tree.map_rule(lambda g, q, p: q - p, updates, reads=(projection(target), params))
+
+    return stateless(project, "treewise")
+
+
+def _widened(leaf: Tensor) -> Tensor:
+    return leaf.to(compute_dtype(leaf.dtype))
 
 
 class ZeroNansState(NamedTuple):

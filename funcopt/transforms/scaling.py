@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_within
-from funcopt.numerics import increment, realise
+from funcopt.numerics import increment, realise, safe_divide
 from funcopt.transform import (
     GradientTransformation,
     Params,
@@ -55,6 +55,11 @@ class ScaleByLearningRateState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # steps taken
     last_rate: Tensor  # α of the last step, to be read; at the start, that of the first
 
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """What `metrics` reads."""
+        return {"learning_rate": self.last_rate}
+
 
 @factory
 def scale_by_learning_rate(
@@ -97,15 +102,28 @@ def scale_by_sign() -> GradientTransformation:
 
 @factory
 def normalize_by_update_norm(scale_factor: float | Tensor = 1.0, eps: float | Tensor = 1e-6) -> GradientTransformation:
-    """Give the whole tree of updates the norm `scale_factor`: `u = scale_factor * g / (‖g‖ + ε)`."""
+    """Give the whole tree of updates the norm `scale_factor`: `u = scale_factor * g / (‖g‖ + ε)`.
+
+    Zero updates stay zero, also for `eps = 0` (where optax gives NaN).
+    """
     check_within("normalize_by_update_norm", "(-inf, inf)", scale_factor=scale_factor)
     check_within("normalize_by_update_norm", "[0, inf)", eps=eps)
 
     def normalize(updates: Updates, params: Params | None) -> Updates:
-        factor = realise(scale_factor / (tree.global_norm(updates) + eps))
+        norm = tree.global_norm(updates)
+        factor = realise(safe_divide(scale_factor * torch.ones_like(norm), norm + eps))
         return tree.map_rule(lambda g: factor * g, updates)
 
     return stateless(normalize)
+
+
+@factory
+def normalize() -> GradientTransformation:
+    """Give the whole tree of updates the norm 1: `u = g / ‖g‖`. Zero updates stay zero (optax gives NaN).
+
+    >>> normalized_sgd = chain(normalize(), sgd(0.1))
+    """
+    return normalize_by_update_norm(eps=0.0)
 
 
 @factory
