@@ -78,7 +78,7 @@ def factory(make: Callable[P, GradientTransformation]) -> Callable[P, GradientTr
     """
 
     @functools.wraps(make)
-    def call(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
+    def call(*args: "P.args", **kwargs: "P.kwargs") -> GradientTransformation:
         made = make(*args, **kwargs)
         record = Call(make, args, kwargs, made.call)
         guarded = made.call is not None and made.call.guarded
