@@ -119,10 +119,16 @@ def set(tree: Any, filtering: Filter | None = None, /, **values: Any) -> Any:
     for key, value in values.items():
         found = _named(tree, key, filtering)
         if not found:
-            names = sorted({path[-1].name for path, _ in walk(tree) if path and path[-1].kind != "index"})
-            raise KeyError(f"set: nothing is named {key!r}; there are {', '.join(names) or 'no names'}.")
+            raise KeyError(f"set: nothing is named {key!r}; there are {_list_names(tree)}.")
         tree = replace(tree, {path: _fitted(dotted(path), part, value) for path, part in found})
     return tree
+
+
+def _list_names(tree: Any, limit: int = 20) -> str:
+    """The names in a tree, those near the root first."""
+    steps = sorted((path for path, _ in walk(tree) if path and path[-1].kind != "index"), key=len)
+    names = list(dict.fromkeys(path[-1].name for path in steps))
+    return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])]) or "no names"
 
 
 def _fitted(path: str, old: Any, new: Any) -> Any:
