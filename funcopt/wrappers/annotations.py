@@ -4,7 +4,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -25,11 +25,12 @@ def admitted_kinds(function: Callable[..., Any]) -> dict[str, Kind]:
 def _admitted_kind(annotation: Any, names: dict[str, Any]) -> Kind:
     try:
         hints = get_type_hints(types.SimpleNamespace(__annotations__={"it": annotation}), names)
-    except NameError:  # a string whose names cannot be found: as good as none
+    except Exception:  # a string that cannot be evaluated is as good as none
         return "anything"
-    if hints["it"] in (inspect.Parameter.empty, Any, object):
+    hint = hints["it"]
+    if hint in (inspect.Parameter.empty, Any, object) or isinstance(hint, TypeVar):
         return "anything"
-    members = [*_members(hints["it"])]
+    members = [*_members(hint)]
     if float in members:
         return "float"
     return "tensor" if Tensor in members else "static"

@@ -252,8 +252,14 @@ def get_hyperparams(state: State) -> dict[str, Tensor]:
 
 def _shortest_name(one: _Found, found: list[_Found]) -> str:
     rivals = [other.names for other in found if other.names[0] == one.names[0]]
-    distinct = (level for level in range(3) if len({names[level] for names in rivals}) == len(rivals))
-    return one.names[next(distinct, 3)]
+    if len(rivals) == 1:
+        return one.names[0]
+
+    def tells_apart(level: int) -> bool:
+        keys = {names[level] for names in rivals}
+        return len(keys) == len(rivals) and one.names[0] not in keys
+
+    return one.names[next(filter(tells_apart, (1, 2)), 3)]
 
 
 def set_hyperparams(state: State, values: Mapping[str, float | Tensor] | None = None, /, **named: Any) -> State:
