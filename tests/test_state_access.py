@@ -228,13 +228,13 @@ def test_adam_by_hand():
 
 
 def test_masked_leaves_belong_to_nobody():
-    params = {"a": torch.ones(()), "b": torch.ones(2)}
+    params = {"a": torch.ones(1), "b": torch.ones(2)}
 
     def init(params):
         return fo.adam(0.1).init(tree.mask(params, {"a": False, "b": True}))
 
     marked = tree.map_params(init, lambda leaf, param: tuple(param.shape), init(params), params)
-    assert marked[0].mu == {"a": tree.MaskedNode(), "b": (2,)}
+    assert repr(marked[0].mu) == "{'a': MaskedNode(), 'b': (2,)}"
 
 
 class Memory(NamedTuple):

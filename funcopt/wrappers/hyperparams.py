@@ -62,7 +62,8 @@ def inject_hyperparams(
     An argument is a hyperparameter if its annotation admits a float or a 0-d `Tensor`, and its value is one or is
     scheduled; sizes (`int`), flags, masks, dtypes and functions are not. Without an annotation floats are, ints where
     the default is a float, and of functions the schedules of this library, stateful ones, and those where the default
-    is a float; others are handed on to the factory. `static_args` names arguments to be left out all the same.
+    is a float; others are handed on to the factory. `static_args` names arguments to be left out all the same. (optax
+    rounds to the parameters' dtype, and takes every int and callable that `static_args` does not name.)
 
     >>> optimizer = inject_hyperparams(adamw)(learning_rate=0.1, weight_decay=linear_schedule(0.1, 0.0, 100))
     >>> state = set_hyperparams(optimizer.init({"w": torch.ones(2)}), learning_rate=0.05)

@@ -9,6 +9,8 @@ import funcopt as fo
 from tests.catalogue.entry import DECAY_MASK, Entry, decaying
 from tests.catalogue.optimizers import ADAM
 
+SCALARS = ("max_norm", "learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay", "momentum")
+
 
 @fo.factory
 def clipped_momentum(
@@ -19,8 +21,11 @@ def clipped_momentum(
     return fo.chain(fo.clip_by_global_norm(max_norm), *links, fo.scale_by_learning_rate(learning_rate))
 
 
+INJECTED = {make.__name__: fo.inject_hyperparams(make) for make in (fo.adamw, fo.sgd, clipped_momentum)}
+
+
 def injected(
-    factory: str = "adamw",
+    factory: str,
     max_norm: Any = None,
     learning_rate: Any = None,
     b1: Any = None,
@@ -31,11 +36,9 @@ def injected(
     momentum: Any = None,
     **others: Any,
 ) -> fo.GradientTransformation:
-    names = ("max_norm", "learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay", "momentum")
     values = (max_norm, learning_rate, b1, b2, eps, eps_root, weight_decay, momentum)
-    given = {name: value for name, value in zip(names, values) if value is not None}
-    make = clipped_momentum if factory == "clipped_momentum" else getattr(fo, factory)
-    return fo.inject_hyperparams(make)(**given, **others)
+    given = {name: value for name, value in zip(SCALARS, values) if value is not None}
+    return INJECTED[factory](**given, **others)
 
 
 def optax_injected(factory: str, **arguments: Any) -> Any:
@@ -54,16 +57,13 @@ HYPERPARAMS: tuple[Entry, ...] = (
     Entry(
         "inject_hyperparams",
         (
-            {"factory": "adamw", "learning_rate": 0.05},
             {"factory": "adamw", "learning_rate": 0.05, "weight_decay": decaying, "mask": DECAY_MASK},
             {"factory": "adamw", "learning_rate": decaying, "b1": decaying, "mu_dtype": torch.bfloat16},
             {"factory": "sgd", "learning_rate": 0.05, "momentum": 0.8, "nesterov": True},
-            {"factory": "sgd", "learning_rate": decaying, "momentum": decaying},
             {"factory": "clipped_momentum", "max_norm": 1.5, "momentum": decaying, "layers": 2},
-            {"factory": "clipped_momentum", "max_norm": 1.5, "learning_rate": 0.05, "momentum": 0.8},
             {"factory": "adamw", "learning_rate": 0.05, **ADAM, "weight_decay": 0.1},
         ),
-        scalars=("max_norm", "learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay", "momentum"),
+        scalars=SCALARS,
         build=injected,
         optax=optax_injected,
     ),

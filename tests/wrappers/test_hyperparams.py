@@ -215,6 +215,10 @@ def test_a_state_that_does_not_belong_is_told_by_name_and_path():
     ours, theirs = fo.inject_hyperparams(fo.adamw)(0.1), fo.inject_hyperparams(fo.sgd)(0.1)
     with pytest.raises(ValueError, match=r"inject_hyperparams\(adamw\): the state: 'hyperparams\.b1' is missing"):
         ours.update(GRADS, theirs.init(PARAMS), PARAMS)
+    state = ours.init(PARAMS)
+    state.hyperparams["b1"] = 0.9
+    with pytest.raises(ValueError, match=r"'hyperparams\.b1' must be a tensor of shape \(\), got a float"):
+        ours.update(GRADS, state, PARAMS)
     with pytest.raises(ValueError, match="add_decayed_weights: update needs the parameters"):
         ours.update(GRADS, ours.init(PARAMS))
 
@@ -302,6 +306,21 @@ def test_stateful_schedules_compiled_pure_and_vmapped():
     assert_close(state, eager, rtol=1e-6)
     assert counter.frame_count == 1
     assert state.hyperparams["learning_rate"].tolist() == pytest.approx([0.05, 0.05, 0.075])
+
+
+def test_extra_arguments_reach_the_inner_transformation():
+    @fo.factory
+    def scale_by_loss(rate: float):
+        def update(updates, state, params=None, *, value, **extra):
+            return tree.map_rule(lambda g: rate * value * g, updates), state
+
+        return fo.GradientTransformation(lambda params: fo.EmptyState(), update)
+
+    optimizer = fo.chain(fo.inject_hyperparams(scale_by_loss)(0.5))
+    updates, _ = optimizer.update(GRADS, optimizer.init(PARAMS), PARAMS, value=4.0, other=1)
+    assert updates["b"].item() == pytest.approx(-0.4)
+    with pytest.raises(TypeError, match="scale_by_loss: update needs the extra argument 'value'"):
+        optimizer.update(GRADS, optimizer.init(PARAMS), PARAMS)
 
 
 def test_replacing_a_constant_by_a_schedule_keeps_the_paths_and_the_state():
@@ -568,6 +587,8 @@ def test_values_take_dtype_and_device_of_the_old_ones():
     assert {value.dtype for value in fo.get_hyperparams(new).values()} == {torch.float64}
     fo.get_hyperparams(new)["learning_rate"].fill_(0)
     assert rate == 3
+    new = fo.set_hyperparams(sgd(0.5).init(PARAMS), learning_rate=torch.tensor(0.1, dtype=torch.float64))
+    assert new.hyperparams["learning_rate"].dtype == torch.float32
     meta = sgd(0.5).init({"w": torch.ones(2, device="meta")})
     assert fo.get_hyperparams(fo.set_hyperparams(meta, learning_rate=1.0))["learning_rate"].device.type == "meta"
 
