@@ -130,6 +130,13 @@ from funcopt.rules.sgd import sgd as sgd
 # Wrappers: masks and partitions
 
 # Wrappers: hyperparameters in the state
+from funcopt.wrappers.hyperparams import (
+    InjectHyperparamsState as InjectHyperparamsState,
+    StatefulSchedule as StatefulSchedule,
+    get_hyperparams as get_hyperparams,
+    inject_hyperparams as inject_hyperparams,
+    set_hyperparams as set_hyperparams,
+)
 
 # Wrappers: accumulation and conditions
 from funcopt.wrappers.accumulation import (

@@ -79,7 +79,7 @@ def factory(make: Callable[P, GradientTransformation]) -> Callable[P, GradientTr
     """
 
     @functools.wraps(make)
-    def call(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
+    def call(*args: "P.args", **kwargs: "P.kwargs") -> GradientTransformation:
         made = make(*args, **kwargs)
         record = Call(make, args, kwargs, made.call)
         if made.call is None or not made.call.guarded:

@@ -11,7 +11,7 @@ from tests.catalogue import ELSEWHERE, ENTRIES, SCHEDULES
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = (
-    ("numerics", "checks"),
+    ("numerics", "checks", "paths"),
     ("tree", "random"),
     ("calls", "pack"),
     ("transform",),
