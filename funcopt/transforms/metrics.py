@@ -81,21 +81,24 @@ def with_metrics(inner: GradientTransformation) -> GradientTransformation:
     ) -> tuple[Updates, WithMetricsState]:
         steps, inner_state = inner.update(updates, state.inner_state, params, **extra)
         count, last = increment(state.count), state.metrics
-        gradient_norm, update_norm = tree.global_norm(updates), tree.global_norm(steps)
-        param_norm = tree.global_norm({} if params is None else params)
-        new = {
-            "gradient_norm": gradient_norm,
-            "update_norm": update_norm,
-            "param_norm": param_norm,
-            "update_to_param_ratio": safe_divide(update_norm, param_norm),
-            "nonfinite_count": last["nonfinite_count"] + ~torch.isfinite(gradient_norm),
-        }
+        new = _measured(updates, steps, params)
+        new["nonfinite_count"] = last["nonfinite_count"] + ~torch.isfinite(new["gradient_norm"])
         for name, clipped in _clipped(inner_state).items():
             new[name] = last[name] + (clipped - last[name]) / count
         kept = {name: new[name].to(value) for name, value in last.items()}
         return steps, WithMetricsState(count, kept, inner_state)
 
     return GradientTransformation(init, update, "treewise")
+
+
+def _measured(gradients: Updates, updates: Updates, params: Params | None) -> dict[str, Tensor]:
+    update_norm, param_norm = tree.global_norm(updates), tree.global_norm({} if params is None else params)
+    return {
+        "gradient_norm": tree.global_norm(gradients),
+        "update_norm": update_norm,
+        "param_norm": param_norm,
+        "update_to_param_ratio": safe_divide(update_norm, param_norm),
+    }
 
 
 def _clipped(state: State) -> dict[str, Tensor]:
