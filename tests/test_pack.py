@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import funcopt as fo
 from funcopt import tree
-from tests.catalogue import CASES, case_id
+from tests.catalogue import CASES, OPTIMIZERS, case_id, storage_tolerance
 from tests.trees import assert_close, assert_identical, draw, stack
 
 SHARED = [(entry, case) for entry, case in CASES if entry.make(**case).coupling != "leafwise" and not case.get("mask")]
@@ -61,7 +61,7 @@ def test_small_trees(params):
 
 @pytest.mark.parametrize("entry, case", SHARED, ids=case_id)
 def test_packed_is_unpacked(entry, case):
-    """The same updates and the same state, whatever elementwise or normed transformation it is."""
+    """The same updates, whatever elementwise or normed transformation it is; for optimizers the same state, too."""
     transformation = entry.make(**case)
     params = draw(1)
     packed = fo.pack(params, alone=12)
@@ -72,7 +72,9 @@ def test_packed_is_unpacked(entry, case):
         params = fo.apply_updates(params, updates)
         packed_updates, packed_state = transformation.update(fo.pack_like(grads, packed), packed_state, packed)
         packed = fo.apply_updates(packed, packed_updates)
-    assert_close(fo.unpack((packed, packed_state)), (params, state), rtol=1e-14)
+    assert_close(fo.unpack(packed), params, rtol=max(1e-14, storage_tolerance(case)))
+    if entry in OPTIMIZERS:  # a state of vectors, as that of flatten, has another order in buffers
+        assert_close(fo.unpack(packed_state), state, rtol=max(1e-14, storage_tolerance(case)))
 
 
 @pytest.mark.parametrize("entry, case", WHOLE, ids=case_id)

@@ -8,11 +8,12 @@ from tests.catalogue.entry import (
     ScheduleEntry as ScheduleEntry,
     case_id as case_id,
     decaying as decaying,
+    storage_tolerance as storage_tolerance,
 )
 from tests.catalogue.hyperparams import HYPERPARAMS, HYPERPARAMS_ELSEWHERE
 from tests.catalogue.masking import MASKING, MASKING_ELSEWHERE
 from tests.catalogue.monitors import MONITORS, MONITORS_ELSEWHERE
-from tests.catalogue.optimizers import OPTIMIZERS
+from tests.catalogue.optimizers import OPTIMIZERS as OPTIMIZERS
 from tests.catalogue.schedules import SCHEDULES, WSD as WSD
 from tests.catalogue.transformations import TRANSFORMATIONS
 

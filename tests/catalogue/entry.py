@@ -88,6 +88,11 @@ class ScheduleEntry:
         return self.name
 
 
+def storage_tolerance(case: dict[str, Any]) -> float:
+    """One rounding that falls otherwise, where a case stores in a lower precision; else 0."""
+    return max([0.0, *(2 * torch.finfo(v).eps for v in case.values() if isinstance(v, torch.dtype))])
+
+
 def case_id(value: Any) -> str:
     """How pytest names a parameter: an entry by its name, a case by its arguments."""
     if not isinstance(value, dict):

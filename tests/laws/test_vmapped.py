@@ -6,7 +6,7 @@ from torch.func import vmap
 
 import funcopt as fo
 from funcopt import tree
-from tests.catalogue import CASES, case_id
+from tests.catalogue import CASES, case_id, storage_tolerance
 from tests.trees import assert_close, draw, stack
 
 MODELS = 3
@@ -15,8 +15,7 @@ SCALARS = [(entry, case, name) for entry, case in CASES for name in entry.scalar
 
 
 def tolerance(case):
-    """Rounding in float64, or, where a case stores in a lower precision, one rounding there that falls otherwise."""
-    return max([1e-12, *(2 * torch.finfo(v).eps for v in case.values() if isinstance(v, torch.dtype))])
+    return max(1e-12, storage_tolerance(case))
 
 
 def train(transformation, params, gradients):

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 
 import funcopt as fo
 from funcopt import tree
-from tests.catalogue import CASES, case_id, decaying
+from tests.catalogue import CASES, case_id, decaying, storage_tolerance
 from tests.trees import assert_close, draw
 
 STEPS = 50
@@ -72,11 +72,6 @@ def check_trajectory(ours, theirs, dtype, tolerance):
                 assert a.shape == b.shape
                 deviation = (a.to(b.dtype) - b).abs().sum().item()
                 assert deviation <= tolerance * scale, f"step {step} at {path}: {a}, expected {b}"
-
-
-def storage_tolerance(case):
-    """One rounding that falls otherwise, where a case stores in a lower precision."""
-    return max([0.0, *(2 * torch.finfo(v).eps for v in case.values() if isinstance(v, torch.dtype))])
 
 
 @pytest.mark.parametrize("entry, case", COMPARED, ids=case_id)
