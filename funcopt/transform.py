@@ -202,7 +202,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         updates, states = _update_in_turn(transformations, updates, state, params, extra)
         return updates, tuple(states)
 
-    return GradientTransformation(init, update, _joint_coupling(transformations))
+    return GradientTransformation(init, update, joint_coupling(transformations))
 
 
 @factory
@@ -233,7 +233,7 @@ def named_chain(*transformations: tuple[str, GradientTransformation]) -> Gradien
         updates, states = _update_in_turn(members.values(), updates, states, params, extra)
         return updates, dict(zip(members, states))
 
-    return GradientTransformation(init, update, _joint_coupling(members.values()))
+    return GradientTransformation(init, update, joint_coupling(members.values()))
 
 
 def _update_in_turn(
@@ -250,7 +250,8 @@ def _update_in_turn(
     return (updates if new_states else tree.clone(updates)), new_states
 
 
-def _joint_coupling(members: Iterable[GradientTransformation]) -> Coupling:
+def joint_coupling(members: Iterable[GradientTransformation]) -> Coupling:
+    """The coupling of what is made of `members`: that of the most coupled one."""
     found = [member.coupling for member in members]
     if "treewise" in found:
         return "treewise"

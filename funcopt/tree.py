@@ -88,6 +88,24 @@ def _describe_mismatch(structure: Any, tree: Tree) -> str:
     )
 
 
+def broadcast_prefix(prefix: Tree, tree: Tree) -> Tree:
+    """A tree of the structure of `tree`, with the leaf of `prefix` that stands for each of its leaves.
+
+    Raises:
+        ValueError: `prefix` is no prefix of `tree`.
+    """
+    chosen, structure = flatten(prefix)
+    parts = leaves_up_to(structure, tree)
+    spread = unflatten([_fill(part, value) for part, value in zip(parts, chosen)], structure)
+    own = flatten(tree)[1]
+    return unflatten(leaves_up_to(own, spread), own)
+
+
+def _fill(tree: Tree, value: Any) -> Tree:
+    structure = flatten(tree)[1]
+    return unflatten([value] * structure.num_leaves, structure)
+
+
 def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """Apply `fn` leaf by leaf to one or several trees; where any of the leaves is `None`, the result is `None`.
 
@@ -147,8 +165,15 @@ class MaskedNode(NamedTuple):
 
 
 def mask(tree: Tree, keep: Tree) -> Tree:
-    """`tree` with a `MaskedNode` in place of every leaf where `keep`, a tree of bools or a prefix of one, is False."""
-    return map(lambda kept, part: part if kept else map(lambda leaf: MaskedNode(), part), keep, tree)
+    """`tree` with a `MaskedNode` in place of every leaf where `keep`, a tree of bools or a prefix of one, is False.
+
+    Also where that leaf is `None`: what is masked out looks the same whether it is there or not.
+    """
+    chosen, structure = flatten(keep)
+    parts = leaves_up_to(structure, tree)
+    return unflatten(
+        [_fill(part, MaskedNode()) if kept is False else part for kept, part in zip(chosen, parts)], structure
+    )
 
 
 def unmask(masked: Tree, tree: Tree) -> Tree:

@@ -113,7 +113,17 @@ def test_mask_and_unmask():
     filled = tree.unmask(masked, other)
     assert filled["a"][0].tolist() == [6.0, 6.0] and filled["b"]["c"].tolist() == [0.0] * 3
     assert filled["b"]["d"].tolist() == [5.0] * 4
-    assert tree.mask(values, {"a": False, "b": True})["a"] == [tree.MaskedNode(), None]
+    assert tree.mask(values, {"a": False, "b": True})["a"] == [tree.MaskedNode(), tree.MaskedNode()]
+    assert tree.unmask(tree.mask(values, {"a": False, "b": True}), values)["a"][1] is None
+
+
+def test_broadcast_prefix():
+    values = {"b": [0, None], "a": {"c": 1, "d": tree.MaskedNode()}}
+    spread = tree.broadcast_prefix({"a": "x", "b": ["y", "z"]}, values)
+    assert spread == {"b": ["y", "z"], "a": {"c": "x", "d": tree.MaskedNode()}}
+    assert list(spread) == ["b", "a"]
+    with pytest.raises(ValueError, match="'b' is not expected"):
+        tree.broadcast_prefix({"a": "x"}, {"a": 1, "b": 2})
 
 
 def test_where_takes_one_side_whole():
