@@ -191,7 +191,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         TypeError: an argument is not a `GradientTransformation`.
         ValueError: `update` is given a state of another chain.
     """
-    _check_members("chain", dict(enumerate(transformations)))
+    check_members("chain", dict(enumerate(transformations)))
 
     def init(params: Params) -> tuple[State, ...]:
         return tuple(member.init(params) for member in transformations)
@@ -221,7 +221,7 @@ def named_chain(*transformations: tuple[str, GradientTransformation]) -> Gradien
     members = dict(transformations)
     if len(members) < len(transformations):
         raise ValueError(f"named_chain: names must differ, got {[name for name, _ in transformations]}.")
-    _check_members("named_chain", members)
+    check_members("named_chain", members)
 
     def init(params: Params) -> dict[str, State]:
         return {name: member.init(params) for name, member in members.items()}
@@ -258,7 +258,8 @@ def joint_coupling(members: Iterable[GradientTransformation]) -> Coupling:
     return "leafwise" if "leafwise" in found else "elementwise"
 
 
-def _check_members(caller: str, members: Mapping[Any, object]) -> None:
+def check_members(caller: str, members: Mapping[Any, object]) -> None:
+    """Raise TypeError, naming the member, unless all that `caller` is given are transformations."""
     for name, member in members.items():
         if not isinstance(member, GradientTransformation):
             raise TypeError(f"{caller}: member {name!r} must be a GradientTransformation, got {member!r}.")
