@@ -4,7 +4,7 @@
 pytree implementation.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -62,8 +62,19 @@ def leaves(tree: Tree) -> list[Any]:
 
 def leaves_with_path(tree: Tree) -> list[tuple[str, Any]]:
     """Pairs of path and leaf, `None` included; a path joins keys, indices and field names by dots: `conv.0.weight`."""
-    pairs = _pytree.tree_flatten_with_path(tree)[0]
-    return [(".".join(map(_entry_name, path)), leaf) for path, leaf in pairs]
+    return list(_walk(tree, ""))
+
+
+def _walk(tree: Tree, path: str) -> Iterator[tuple[str, Any]]:
+    # Plain containers by hand: traced, torch's own walk takes eight times as long.
+    if type(tree) in (dict, list, tuple):
+        for name, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _walk(part, f"{path}.{name}" if path else str(name))
+    elif tree is None or isinstance(tree, Tensor):
+        yield path, tree
+    else:
+        for entries, leaf in _pytree.tree_flatten_with_path(tree)[0]:
+            yield ".".join([path] * bool(path) + [_entry_name(entry) for entry in entries]), leaf
 
 
 def _entry_name(entry: Any) -> str:
@@ -116,17 +127,21 @@ def _describe_mismatch(structure: Any, tree: Tree) -> str:
     )
 
 
-def broadcast_prefix(prefix: Tree, tree: Tree) -> Tree:
-    """A tree of the structure of `tree`, with the leaf of `prefix` that stands for each of its leaves.
+def broadcast_prefix(prefix: Tree, tree: Tree) -> list[Any]:
+    """For every leaf of `tree`, in order, the leaf of `prefix` that stands for it.
 
     Raises:
         ValueError: `prefix` is no prefix of `tree`.
     """
     chosen, structure = flatten(prefix)
+    own = flatten(tree)[1]
+    if structure.is_leaf():
+        return chosen * own.num_leaves
+    if structure == own:
+        return chosen
     parts = leaves_up_to(structure, tree)
     spread = unflatten([_fill(part, value) for part, value in zip(parts, chosen)], structure)
-    own = flatten(tree)[1]
-    return unflatten(leaves_up_to(own, spread), own)
+    return leaves_up_to(own, spread)
 
 
 def _fill(tree: Tree, value: Any) -> Tree:

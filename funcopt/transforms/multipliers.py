@@ -35,17 +35,16 @@ def scale_by_path(multipliers: PerLeaf) -> GradientTransformation:
     def update(
         updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EmptyState]:
-        factors = factors_of(params, updates)
+        structure = tree.flatten(updates if params is None else params)[1]
+        factors = tree.unflatten(factors_of(params, updates), structure)
         return tree.map_rule(lambda g, factor: factor * g, updates, reads=(factors,)), state
 
     return GradientTransformation(init, update)
 
 
-def _check_factor(path: str, factor: Any) -> None:
-    if isinstance(factor, Tensor) and factor.ndim > 0:
-        raise ValueError(
-            f"scale_by_path: the factor of {path!r} must be a number or a 0-d tensor, got shape {tuple(factor.shape)}."
-        )
+def _check_factor(name: str, factor: Any) -> None:
     if callable(factor):
-        raise TypeError(f"scale_by_path: the factor of {path!r} must be a number or a 0-d tensor, got {factor!r}.")
-    check_within("scale_by_path", "(-inf, inf)", **{f"the factor of {path!r}": factor})
+        raise TypeError(f"scale_by_path: {name} must be a number or a 0-d tensor, got {factor!r}.")
+    if isinstance(factor, Tensor) and factor.ndim > 0:
+        raise ValueError(f"scale_by_path: {name} must be a number or a 0-d tensor, got shape {tuple(factor.shape)}.")
+    check_within("scale_by_path", "(-inf, inf)", **{name: factor})

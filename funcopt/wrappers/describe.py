@@ -11,7 +11,7 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.calls import Call
 from funcopt.transform import GradientTransformation, Params, chain, named_chain
-from funcopt.wrappers.masking import freeze, masked
+from funcopt.wrappers.masking import Part, freeze, masked
 from funcopt.wrappers.partition import partition, state_key
 from funcopt.wrappers.paths import per_leaf
 
@@ -93,18 +93,16 @@ def _routes_of_chain(call: Call, params: Params) -> _Routes:
 
 
 def _routes_of_masked(call: Call, params: Params) -> _Routes:
-    arguments = _arguments(call)
-    return _routes_on_part(arguments["inner"], params, _values(call, "mask", arguments["mask"], params), _Route())
+    return _routes_on_part(call, params, seen=True, elsewhere=_Route())
 
 
 def _routes_of_freeze(call: Call, params: Params) -> _Routes:
+    return _routes_on_part(call, params, seen=False, elsewhere=_Route("frozen"))
+
+
+def _routes_on_part(call: Call, params: Params, *, seen: bool, elsewhere: _Route) -> _Routes:
     arguments = _arguments(call)
-    moving = tree.map(lambda frozen: not frozen, _values(call, "mask", arguments["mask"], params))
-    return _routes_on_part(arguments["inner"], params, moving, _Route("frozen"))
-
-
-def _routes_on_part(inner: GradientTransformation, params: Params, keep: tree.Tree, elsewhere: _Route) -> _Routes:
-    inside = _routes(inner.call, tree.mask(params, keep))
+    inside = _routes(arguments["inner"].call, _part(params, _values(call, "mask", arguments["mask"], params), seen))
     return {path: inside.get(path, elsewhere) for path, _ in tree.leaves_with_path(params)}
 
 
@@ -113,10 +111,14 @@ def _routes_of_partition(call: Call, params: Params) -> _Routes:
     labels = _values(call, "param_labels", arguments["param_labels"], params)
     routes = dict.fromkeys([path for path, _ in tree.leaves_with_path(params)], _Route())
     for label, member in arguments["transforms"].items():
-        group = tree.mask(params, tree.map(lambda other, label=label: bool(other == label), labels))
-        for path, route in _routes(member.call, group).items():
+        for path, route in _routes(member.call, _part(params, labels, label)).items():
             routes[path] = _Route(route.text, (state_key(label), *route.labels))
     return routes
+
+
+def _part(params: Params, values: list[Any], label: Any) -> Params:
+    leaves, structure = tree.flatten(params)
+    return Part(structure, values, label).of(leaves)
 
 
 _ROUTERS: dict[Callable[..., Any], Callable[[Call, Params], _Routes]] = {
@@ -147,7 +149,8 @@ def _at_leaf(call: Call, name: str, value: Any, params: Params) -> Callable[[str
     if isinstance(value, GradientTransformation):
         return _routes(value.call, params).__getitem__
     if _differs_by_leaf(name, value):
-        return dict(tree.leaves_with_path(_values(call, name, value, params))).__getitem__
+        paths = [path for path, _ in tree.leaves_with_path(params)]
+        return dict(zip(paths, _values(call, name, value, params))).__getitem__
     if type(value) in (list, tuple):
         parts = [_at_leaf(call, "", part, params) for part in value]
         return lambda path: type(value)(part(path) for part in parts)
@@ -200,8 +203,8 @@ def _arguments(call: Call) -> dict[str, Any]:
     return inspect.signature(call.function).bind(*call.args, **call.kwargs).arguments
 
 
-def _values(call: Call, name: str, value: Any, params: Params) -> tree.Tree:
-    return per_leaf(call.name, name, value, lambda path, value: None)(params, None)
+def _values(call: Call, name: str, value: Any, params: Params) -> list[Any]:
+    return per_leaf(call.name, name, value, lambda name, value: None)(params, None)
 
 
 # --------------------------------------------------------------------------------------------------------- state

@@ -39,7 +39,7 @@ def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
         ValueError: the mask does not fit params; a leaf without a pattern, a pattern without a leaf.
     """
     _check_inner("masked", inner)
-    return _on_part("masked", inner, per_leaf("masked", "mask", mask, _check_bool("masked")), torch.clone)
+    return _on_part("masked", inner, mask, kept=True, elsewhere=torch.clone)
 
 
 @factory
@@ -58,12 +58,7 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
         ValueError: the mask does not fit params; a leaf without a pattern, a pattern without a leaf.
     """
     _check_inner("freeze", inner)
-    frozen = per_leaf("freeze", "mask", mask, _check_bool("freeze"))
-
-    def moving(params: Params | None, updates: Updates) -> tree.Tree:
-        return tree.map(lambda is_frozen: not is_frozen, frozen(params, updates))
-
-    return _on_part("freeze", inner, moving, torch.zeros_like)
+    return _on_part("freeze", inner, mask, kept=False, elsewhere=torch.zeros_like)
 
 
 def _check_inner(caller: str, inner: object) -> None:
@@ -71,77 +66,97 @@ def _check_inner(caller: str, inner: object) -> None:
         raise TypeError(f"{caller}: inner must be a GradientTransformation, got inner={inner!r}.")
 
 
-def _check_bool(caller: str) -> Callable[[str, Any], None]:
-    def check(path: str, value: Any) -> None:
-        if not isinstance(value, bool):
-            raise TypeError(f"{caller}: a mask is a tree of bools, got {value!r} at {path!r}.")
-
-    return check
-
-
 def _on_part(
-    name: str,
-    inner: GradientTransformation,
-    kept_by: Callable[[Params | None, Updates], tree.Tree],
-    elsewhere: Callable[[Tensor], Tensor],
+    caller: str, inner: GradientTransformation, mask: Mask, *, kept: bool, elsewhere: Callable[[Tensor], Tensor]
 ) -> GradientTransformation:
-    """`inner` on the leaves that `kept_by(params, updates)` keeps, `elsewhere(update)` on the others."""
+    """`inner` where the mask says `kept`, and `elsewhere(update)` where it does not."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"{caller}: a mask is a tree of bools, got {value!r} for {name}.")
+
+    mask_of = per_leaf(caller, "mask", mask, check)
 
     def init(params: Params) -> MaskedState:
         tree.check_params(params)
-        return MaskedState(init_part(inner, params, kept_by(params, None)))
+        leaves, structure = tree.flatten(params)
+        return MaskedState(Part(structure, mask_of(params, None), kept).init(inner, leaves))
 
     def update(
         updates: Updates, state: MaskedState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, MaskedState]:
-        keep = kept_by(params, updates)
-        part, inner_state = update_part(inner, updates, state.inner_state, params, extra, keep)
-        merged = tree.map(lambda kept, new, old: new if kept else elsewhere(old), keep, part, updates)
-        return merged, MaskedState(inner_state)
+        old, values, structure = rows(updates, params)
+        part = Part(structure, mask_of(params, updates), kept)
+        new, inner_state = part.update(inner, old, state.inner_state, values, extra)
+        merged = [
+            own if keep or update is None else elsewhere(update) for keep, own, update in zip(part.keep, new, old)
+        ]
+        return tree.unflatten(merged, structure), MaskedState(inner_state)
 
     return GradientTransformation(init, update, inner.coupling)
 
 
-def init_part(inner: GradientTransformation, params: Params, keep: tree.Tree) -> State:
-    """The state of `inner` for the leaves of `params` that `keep`, a tree of bools, keeps."""
-    part = tree.mask(params, keep)
-    state = inner.init(part)
-    if tree.leaves(part) or not tree.leaves(params):
-        return state
-    # Without a leaf, inner cannot know the device, and under vmap its counts would be one number for all models.
-    zero = tree.leaves(params)[0].new_zeros((), dtype=torch.bool)
-    return tree.map(lambda leaf: leaf + zero.to(leaf.dtype), state)
+def rows(updates: Updates, params: Params | None) -> tuple[list[Any], list[Any] | None, Any]:
+    """The leaves of updates and of params (or None) side by side, and their structure."""
+    if params is None:
+        return tree.flatten(updates)[0], None, tree.flatten(updates)[1]
+    values, structure = tree.flatten(params)
+    return tree.leaves_up_to(structure, updates), values, structure
 
 
-def update_part(
-    inner: GradientTransformation,
-    updates: Updates,
-    state: State,
-    params: Params | None,
-    extra: dict[str, Any],
-    keep: tree.Tree,
-) -> tuple[Updates, State]:
-    """One step of `inner` on the leaves that `keep` keeps; the updates that come back are masked.
+class Part:
+    """The leaves of a model that one transformation sees: those whose value is the label given.
 
-    Extra arguments that are trees like `updates`, a gradient for a line search say, are masked as they are; others are
-    passed on. If nothing is kept, `inner` does not run and its state stays.
+    It takes trees like the model as lists of their leaves.
     """
-    if not any(tree.leaves(keep)):
-        return tree.mask(updates, keep), tree.clone(state)
-    extra = {name: tree.mask(value, keep) if _is_like(value, updates) else value for name, value in extra.items()}
-    masked_params = None if params is None else tree.mask(params, keep)
-    return inner.update(tree.mask(updates, keep), state, masked_params, **extra)
+
+    def __init__(self, structure: Any, values: list[Any], label: Any) -> None:
+        self.structure = structure
+        self.keep = [bool(value == label) for value in values]
+
+    def of(self, leaves: list[Any]) -> tree.Tree:
+        """The tree with a MaskedNode in place of every leaf that is not seen, also if that is None."""
+        seen = [leaf if keep else tree.MaskedNode() for keep, leaf in zip(self.keep, leaves)]
+        return tree.unflatten(seen, self.structure)
+
+    def init(self, inner: GradientTransformation, params: list[Any]) -> State:
+        """The state of `inner` for the leaves that it sees."""
+        state = inner.init(self.of(params))
+        present = [(keep, leaf) for keep, leaf in zip(self.keep, params) if leaf is not None]
+        if not present or any(keep for keep, _ in present):
+            return state
+        # Without a leaf, inner cannot know the device, and under vmap its counts would be one number for all models.
+        zero = present[0][1].new_zeros((), dtype=torch.bool)
+        return tree.map(lambda leaf: leaf + zero.to(leaf.dtype), state)
+
+    def update(
+        self,
+        inner: GradientTransformation,
+        updates: list[Any],
+        state: State,
+        params: list[Any] | None,
+        extra: dict[str, Any],
+    ) -> tuple[list[Any], State]:
+        """The updates that `inner` makes of the leaves that it sees, in the list of all, and its new state.
+
+        Extra arguments that are trees like the updates, a gradient for a line search say, are masked as they are. If
+        `inner` sees no leaf, it does not run, and its state stays.
+        """
+        if not any(self.keep):
+            return updates, tree.clone(state)
+        seen = None if params is None else self.of(params)
+        extra = {name: self._seen_of(value, updates) for name, value in extra.items()}
+        result, state = inner.update(self.of(updates), state, seen, **extra)
+        made = tree.leaves_up_to(self.structure, result)
+        return [new if keep else old for keep, new, old in zip(self.keep, made, updates)], state
+
+    def _seen_of(self, value: Any, updates: list[Any]) -> Any:
+        given = tree.flatten(value)[1]
+        alike = given == self.structure
+        if not alike and given.num_leaves == len(updates):  # perhaps the same in another order
+            alike = _paths(value) == _paths(tree.unflatten(updates, self.structure))
+        return self.of(tree.leaves_up_to(self.structure, value)) if alike else value
 
 
-def _is_like(value: Any, updates: Updates) -> bool:
-    """Whether an extra argument is a tree like `updates`."""
-    if isinstance(updates, Tensor):  # a bare 0-d tensor could be any scalar, the loss for one
-        return isinstance(value, Tensor) and value.shape == updates.shape and value.ndim > 0
-    return _same_containers(value, updates)
-
-
-def _same_containers(a: Any, b: Any) -> bool:
-    parts, others = tree.children(a), tree.children(b)
-    if parts is None or others is None:
-        return parts is others
-    return parts.keys() == others.keys() and all(_same_containers(parts[key], others[key]) for key in parts)
+def _paths(values: tree.Tree) -> list[str]:
+    return sorted(path for path, _ in tree.leaves_with_path(values))

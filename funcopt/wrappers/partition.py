@@ -14,7 +14,7 @@ from funcopt.transform import (
     factory,
     joint_coupling,
 )
-from funcopt.wrappers.masking import init_part, update_part
+from funcopt.wrappers.masking import Part, rows
 from funcopt.wrappers.paths import PerLeaf, per_leaf
 
 
@@ -48,28 +48,32 @@ def partition(transforms: Mapping[Any, GradientTransformation], param_labels: Pe
     check_members("partition", transforms)
     members = _by_state_key(transforms)
 
-    def check(path: str, label: Hashable) -> None:
+    def check(name: str, label: Any) -> None:
         if label not in transforms:
             known = ", ".join(map(repr, transforms))
-            raise ValueError(f"partition: the label {label!r} of the leaf {path!r} is none of transforms: {known}.")
+            raise ValueError(f"partition: {name} must be one of the labels {known}, got {label!r}.")
 
     labels_of = per_leaf("partition", "param_labels", param_labels, check)
 
     def init(params: Params) -> PartitionState:
         tree.check_params(params)
         labels = labels_of(params, None)
-        states = {key: init_part(member, params, _group(labels, label)) for key, (label, member) in members.items()}
-        return PartitionState(states)
+        leaves, structure = tree.flatten(params)
+        return PartitionState(
+            {key: Part(structure, labels, label).init(member, leaves) for key, (label, member) in members.items()}
+        )
 
     def update(
         updates: Updates, state: PartitionState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, PartitionState]:
-        labels, result, states = labels_of(params, updates), updates, {}
+        old, values, structure = rows(updates, params)
+        labels = labels_of(params, updates)
+        merged, states = old, {}
         for key, (label, member) in members.items():
-            keep = _group(labels, label)
-            part, states[key] = update_part(member, updates, state.inner_states[key], params, extra, keep)
-            result = tree.unmask(part, result)
-        return result, PartitionState(states)
+            part = Part(structure, labels, label)
+            new, states[key] = part.update(member, old, state.inner_states[key], values, extra)
+            merged = [own if keep else other for keep, own, other in zip(part.keep, new, merged)]
+        return tree.unflatten(merged, structure), PartitionState(states)
 
     return GradientTransformation(init, update, joint_coupling(transforms.values()))
 
@@ -87,7 +91,3 @@ def _by_state_key(transforms: Mapping[Any, GradientTransformation]) -> dict[str,
             raise ValueError(f"partition: the labels {members[key][0]!r} and {label!r} are both {key!r} in the state.")
         members[key] = (label, member)
     return members
-
-
-def _group(labels: tree.Tree, label: Any) -> tree.Tree:
-    return tree.map(lambda other: bool(other == label), labels)

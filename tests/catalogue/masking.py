@@ -1,6 +1,6 @@
 """Masks, partitions, multipliers by path.
 
-The builders take `mask`, a tree of bools or a function of params, or else `patterns`; for a partition, bools are labels.
+The builders take `mask`, a tree of bools or a function of params, or else `patterns`. Bools are labels of a partition.
 """
 
 import fnmatch
