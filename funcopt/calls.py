@@ -34,7 +34,7 @@ def _show(value: Any) -> str:
         shown = ", ".join(map(_show, value))
         return f"[{shown}]" if type(value) is list else f"({shown}{',' if len(value) == 1 else ''})"
     if type(value) is dict:
-        return "{" + ", ".join(f"{key!r}: {_show(part)}" for key, part in value.items()) + "}"
+        return "{" + ", ".join(f"{_show(key)}: {_show(part)}" for key, part in value.items()) + "}"
     if inspect.isfunction(value):
         return repr(getattr(value, "call", None) or value.__name__).strip("'")
     return repr(value)

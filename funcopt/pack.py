@@ -181,9 +181,11 @@ def _scatter(packed: Packed) -> tree.Tree:
     layout = packed.layout
     parts = [iter(_cut(buffer, sizes)) for buffer, sizes in zip(packed.buffers, layout.sizes)]
 
-    def leaf_at(place: Place | None) -> Tensor | None:
+    def leaf_at(place: Place | None) -> Any:
         if place is None:
             return None
+        if isinstance(packed.buffers[place.buffer], tree.MaskedNode):
+            return tree.MaskedNode()
         part: Tensor = next(parts[place.buffer])
         return part if layout.sizes[place.buffer] is None else part.reshape((*part.shape[:-1], *place.shape))
 
@@ -192,7 +194,9 @@ def _scatter(packed: Packed) -> tree.Tree:
 
 def _cut(buffer: Tensor, sizes: tuple[int, ...] | None) -> Any:
     # One split, whose derivative is one concatenation; that of slices would add up a whole buffer for each.
-    return (buffer,) if sizes is None else torch.split(buffer, list(sizes), dim=-1)
+    return (
+        (buffer,) if sizes is None or isinstance(buffer, tree.MaskedNode) else torch.split(buffer, list(sizes), dim=-1)
+    )
 
 
 def per_buffer(name: str, values_of: Callable[[tree.Tree], tree.Tree], params: tree.Tree) -> tree.Tree:
@@ -212,7 +216,7 @@ def per_buffer(name: str, values_of: Callable[[tree.Tree], tree.Tree], params: t
             continue
         if first[place.buffer] is None:
             first[place.buffer], found[place.buffer] = path, value
-        elif found[place.buffer] != value:
+        elif found[place.buffer] is not value and found[place.buffer] != value:
             raise ValueError(
                 f"{name}: the packed buffer {layout.names[place.buffer]!r} holds leaves that are to be treated "
                 f"differently, such as {first[place.buffer]!r} ({found[place.buffer]!r}) and {path!r} ({value!r}); "

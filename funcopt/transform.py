@@ -208,7 +208,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         TypeError: an argument is not a `GradientTransformation`.
         ValueError: `update` is given a state of another chain.
     """
-    _check_members("chain", dict(enumerate(transformations)))
+    check_members("chain", dict(enumerate(transformations)))
 
     def init(params: Params) -> tuple[State, ...]:
         return tuple(member.init(params) for member in transformations)
@@ -219,7 +219,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         updates, states = _update_in_turn(transformations, updates, state, params, extra)
         return updates, tuple(states)
 
-    return GradientTransformation(init, update, _joint_coupling(transformations))
+    return GradientTransformation(init, update, joint_coupling(transformations))
 
 
 @factory
@@ -238,7 +238,7 @@ def named_chain(*transformations: tuple[str, GradientTransformation]) -> Gradien
     members = dict(transformations)
     if len(members) < len(transformations):
         raise ValueError(f"named_chain: names must differ, got {[name for name, _ in transformations]}.")
-    _check_members("named_chain", members)
+    check_members("named_chain", members)
 
     def init(params: Params) -> dict[str, State]:
         return {name: member.init(params) for name, member in members.items()}
@@ -250,7 +250,7 @@ def named_chain(*transformations: tuple[str, GradientTransformation]) -> Gradien
         updates, states = _update_in_turn(members.values(), updates, states, params, extra)
         return updates, dict(zip(members, states))
 
-    return GradientTransformation(init, update, _joint_coupling(members.values()))
+    return GradientTransformation(init, update, joint_coupling(members.values()))
 
 
 def _update_in_turn(
@@ -267,14 +267,16 @@ def _update_in_turn(
     return (updates if new_states else tree.clone(updates)), new_states
 
 
-def _joint_coupling(members: Iterable[GradientTransformation]) -> Coupling:
+def joint_coupling(members: Iterable[GradientTransformation]) -> Coupling:
+    """The coupling of what is made of `members`: that of the most coupled one."""
     found = [member.coupling for member in members]
     if "treewise" in found:
         return "treewise"
     return "leafwise" if "leafwise" in found else "elementwise"
 
 
-def _check_members(caller: str, members: Mapping[Any, object]) -> None:
+def check_members(caller: str, members: Mapping[Any, object]) -> None:
+    """Raise TypeError, naming the member, unless all that `caller` is given are transformations."""
     for name, member in members.items():
         if not isinstance(member, GradientTransformation):
             raise TypeError(f"{caller}: member {name!r} must be a GradientTransformation, got {member!r}.")

@@ -1,5 +1,6 @@
 """Trees: None, order, prefixes, dtypes, errors that name a path."""
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 import pytest
@@ -19,6 +20,24 @@ class Pair(NamedTuple):
 def test_paths():
     values = {"conv": [torch.zeros(1), Pair(torch.zeros(1), None)]}
     assert [path for path, _ in tree.leaves_with_path(values)] == ["conv.0", "conv.1.left", "conv.1.right"]
+
+
+@pytest.mark.parametrize(
+    "values, paths",
+    [
+        (torch.zeros(1), [""]),
+        (None, [""]),
+        ({}, []),
+        ({1: 0.5, "1": (None, [])}, ["1", "1.0"]),
+        (OrderedDict(a=Pair(tree.MaskedNode(), {"b.c": "text"})), ["a.right.b.c"]),
+        ([Pair({"a": 1}, 2), OrderedDict()], ["0.left.a", "0.right"]),
+    ],
+)
+def test_paths_come_in_the_order_of_leaves(values, paths):
+    pairs = tree.leaves_with_path(values)
+    assert [path for path, _ in pairs] == paths
+    assert all(leaf is other for (_, leaf), other in zip(pairs, tree.flatten(values)[0]))
+    assert len(pairs) == tree.flatten(values)[1].num_leaves
 
 
 def test_map_passes_none_and_matches_by_key():
@@ -124,9 +143,19 @@ def test_mask_and_unmask():
     filled = tree.unmask(masked, other)
     assert filled["a"][0].tolist() == [6.0, 6.0] and filled["b"]["c"].tolist() == [0.0] * 3
     assert filled["b"]["d"].tolist() == [5.0] * 4
-    assert tree.mask(values, {"a": False, "b": True})["a"] == [tree.MaskedNode(), None]
+    assert tree.mask(values, {"a": False, "b": True})["a"] == [tree.MaskedNode(), tree.MaskedNode()]
+    assert tree.unmask(tree.mask(values, {"a": False, "b": True}), values)["a"][1] is None
     assert tree.flatten(tree.mask_like(other, masked))[1] == tree.flatten(masked)[1]
     assert tree.mask_like(other, masked)["b"]["c"] is other["b"]["c"]
+
+
+def test_broadcast_prefix():
+    values = {"b": [0, None], "a": {"c": 1, "d": tree.MaskedNode()}}
+    assert tree.broadcast_prefix({"a": "x", "b": ["y", "z"]}, values) == ["y", "z", "x"]
+    assert tree.broadcast_prefix({"a": {"d": "v", "c": "x"}, "b": "y"}, values) == ["y", "y", "x"]
+    assert tree.broadcast_prefix("x", values) == ["x", "x", "x"]
+    with pytest.raises(ValueError, match="'b' is not expected"):
+        tree.broadcast_prefix({"a": "x"}, {"a": 1, "b": 2})
 
 
 def test_where_takes_one_side_whole():
