@@ -23,6 +23,7 @@ from funcopt.transform import (
     stateless_with_tree_map as stateless_with_tree_map,
 )
 from funcopt import tree as tree
+from funcopt.ownership import map_params as map_params
 from funcopt.tree import global_norm as global_norm
 
 # Packing and compilation

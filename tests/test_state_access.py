@@ -177,7 +177,7 @@ def owned(transformation, params):
     state = transformation.init(params)
     names = iter([path for path, leaf in tree.leaves_with_path(params) if leaf is not None])
     names = tree.map(lambda leaf: next(names), params)
-    marked = tree.map_params(
+    marked = fo.map_params(
         transformation, lambda leaf, param, name: name, state, params, names, transform_non_params=lambda leaf: None
     )
     return {path: name for path, name in tree.leaves_with_path(marked) if name is not None}
@@ -233,7 +233,7 @@ def test_masked_leaves_belong_to_nobody():
     def init(params):
         return fo.adam(0.1).init(tree.mask(params, {"a": False, "b": True}))
 
-    marked = tree.map_params(init, lambda leaf, param: tuple(param.shape), init(params), params)
+    marked = fo.map_params(init, lambda leaf, param: tuple(param.shape), init(params), params)
     assert repr(marked[0].mu) == "{'a': MaskedNode(), 'b': (2,)}"
 
 
@@ -275,31 +275,28 @@ def test_map_params_maps():
     params = draw(1)
     optimizer = fo.adam(0.1)
     _, state = optimizer.update(draw(2), optimizer.init(params), params)
-    new = tree.map_params(optimizer, lambda leaf, param, scale: leaf + scale * param, state, params, draw(3))
+    new = fo.map_params(optimizer, lambda leaf, param, scale: leaf + scale * param, state, params, draw(3))
     expected = tree.map(lambda leaf, param, scale: leaf + scale * param, state[0].nu, params, draw(3))
     assert_identical(new[0].nu, expected)
     assert new[0].count is state[0].count
-    counted = tree.map_params(optimizer.init, lambda leaf, param: leaf, state, params, transform_non_params=torch.neg)
+    counted = fo.map_params(optimizer.init, lambda leaf, param: leaf, state, params, transform_non_params=torch.neg)
     assert counted[0].count == -1 and counted[0].mu["b"] == state[0].mu["b"]
 
 
 def test_map_params_of_a_vmapped_state_and_of_meta_tensors():
     params, optimizer = torch.ones(3, 2), fo.adam(0.1)
     state = torch.vmap(optimizer.init)(params)
-    shapes = tree.map_params(optimizer, lambda leaf, param: (leaf.shape, param.shape), state, params[0])
+    shapes = fo.map_params(optimizer, lambda leaf, param: (leaf.shape, param.shape), state, params[0])
     assert shapes[0].mu == ((3, 2), (2,))
     meta = {"w": torch.empty(10**9, 1000, device="meta")}
     assert (
-        tree.map_params(optimizer, lambda leaf, param: leaf.device.type, optimizer.init(meta), meta)[0].mu["w"]
-        == "meta"
+        fo.map_params(optimizer, lambda leaf, param: leaf.device.type, optimizer.init(meta), meta)[0].mu["w"] == "meta"
     )
 
 
 def test_map_params_of_a_foreign_state_is_refused_by_path():
     params = draw(1)
     with pytest.raises(ValueError, match=r"'0\.mu\.a\.bias' is missing"):
-        tree.map_params(fo.adam(0.1), lambda leaf, param: leaf, fo.sgd(0.1, momentum=0.9).init(params), params)
+        fo.map_params(fo.adam(0.1), lambda leaf, param: leaf, fo.sgd(0.1, momentum=0.9).init(params), params)
     with pytest.raises(ValueError, match=r"'a\.bias' is missing"):
-        tree.map_params(
-            fo.adam(0.1), lambda leaf, *rest: leaf, fo.adam(0.1).init(params), params, {"b": [1, 2], "c": 1}
-        )
+        fo.map_params(fo.adam(0.1), lambda leaf, *rest: leaf, fo.adam(0.1).init(params), params, {"b": [1, 2], "c": 1})

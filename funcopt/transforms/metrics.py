@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from funcopt import tree
 from funcopt.numerics import increment, safe_divide
+from funcopt.paths import Path, walk
 from funcopt.transform import (
     GradientTransformation,
     Params,
@@ -20,9 +21,6 @@ from funcopt.transform import (
     zero_count,
 )
 from funcopt.transforms.clipping import ClipByGlobalNormState
-
-Path: TypeAlias = tuple[tuple[str, str], ...]
-"""The way from a state to a state within it: pairs of "key", "index" or "field", and its name."""
 
 
 class HasMetrics(Protocol):
@@ -135,16 +133,9 @@ def metrics(state: State) -> dict[str, Tensor]:
     return {name: value.clone() for name, (_, _, value) in zip(names, found)}
 
 
-def _states(part: tree.Tree, path: Path = ()) -> list[tuple[Path, Any]]:
+def _states(state: State) -> list[tuple[Path, Any]]:
     """All NamedTuples within a state, depth first, each with the way to it."""
-    below = tree.children(part)
-    if below is None:
-        return []
-    kind = "key" if isinstance(part, dict) else "field" if hasattr(part, "_fields") else "index"
-    found: list[tuple[Path, Any]] = [(path, part)] if kind == "field" else []
-    for name, child in below.items():
-        found += _states(child, (*path, (kind, name)))
-    return found
+    return [(path, part) for path, part in walk(state) if hasattr(part, "_fields")]
 
 
 QUALIFIERS = ((), ("key",), ("key", "index"), ("key", "index", "field"))
@@ -159,4 +150,4 @@ def _distinct(found: list[tuple[Path, str]]) -> list[str]:
 
 
 def _qualified(path: Path, name: str, kinds: tuple[str, ...]) -> str:
-    return ".".join([*(part for kind, part in path if kind in kinds), name])
+    return ".".join([*(step.name for step in path if step.kind in kinds), name])

@@ -70,6 +70,7 @@ HYPERPARAMS: tuple[Entry, ...] = (
 )
 
 HYPERPARAMS_ELSEWHERE: dict[str, str] = {
+    "map_params": "tests/test_state_access.py",
     "get_hyperparams": "tests/wrappers/test_hyperparams.py",
     "set_hyperparams": "tests/wrappers/test_hyperparams.py",
 }

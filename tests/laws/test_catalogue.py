@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = (
     ("numerics", "checks", "paths"),
     ("tree", "random"),
-    ("calls", "pack"),
+    ("calls", "ownership", "pack"),
     ("transform",),
     ("schedules", "linalg"),
     ("wrappers",),
