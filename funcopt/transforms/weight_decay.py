@@ -40,6 +40,8 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None 
     switched_off = isinstance(weight_decay, (int, float)) and weight_decay == 0
 
     def init(params: Params) -> AddDecayedWeightsState:
+        if mask is not None:
+            resolve_mask(mask, params, "add_decayed_weights")  # a mask that does not fit is told before the first step
         return AddDecayedWeightsState(zero_count(params))
 
     def decayed(updates: Updates, params: Params, count: Tensor) -> Updates:
