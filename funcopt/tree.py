@@ -134,7 +134,7 @@ def broadcast_prefix(prefix: Tree, tree: Tree) -> list[Any]:
     chosen, structure = flatten(prefix)
     own = flatten(tree)[1]
     if structure.is_leaf():
-        return [chosen[0]] * own.num_leaves
+        return [prefix] * int(own.num_leaves)
     if structure == own:
         return chosen
     parts = leaves_up_to(structure, tree)

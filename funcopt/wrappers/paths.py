@@ -32,8 +32,8 @@ def by_path(patterns: Mapping[Pattern, Any]) -> Callable[[Params], tree.Tree]:
 
     Raises:
         TypeError: a pattern is neither str nor function, or a value is a container.
-        ValueError: at the call: a leaf that no pattern matches, or a pattern to which the earlier ones leave no leaf
-            (unless leaves that are masked out or `None` might be meant). The message names it.
+        ValueError: at the call: a leaf that no pattern matches, or a pattern other than `*` to which the earlier ones
+            leave no leaf (unless leaves that are masked out or `None` might be meant). The message names it.
     """
     rules = _rules("by_path", patterns)
 
@@ -152,7 +152,7 @@ def _values_by_path(caller: str, rules: list[tuple[Pattern, Any]], params: Param
     for (path, leaf), index in zip(places, chosen):
         if index is None and leaf is not None:
             raise ValueError(f"{caller}: no pattern matches the leaf {path!r}; end with '*' for all that is left.")
-    unused = set(range(len(patterns))) - set(chosen)
+    unused = {index for index, pattern in enumerate(patterns) if pattern != "*"} - set(chosen)
     if unused and any(leaf is not None for _, leaf in places):
         _check_unused(caller, patterns, unused, params)
     return [None if index is None else rules[index][1] for index in chosen]

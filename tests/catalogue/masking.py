@@ -1,6 +1,7 @@
 """Masks, partitions, multipliers by path.
 
-The builders take `mask`, a tree of bools or a function of params, or else `patterns`. Bools are labels of a partition.
+All builders take a `mask`: a tree of bools, a function of params, or patterns. Bools, and 2, are labels of a partition;
+for multipliers they tell which of two factors a leaf gets.
 """
 
 import fnmatch
@@ -11,6 +12,7 @@ from funcopt import tree
 from tests.catalogue.entry import DECAY_MASK, Entry, decaying, only_matrices
 
 WEIGHTS = {"*weight": True, "b*": False, "*": False}
+GROUPS = {"*weight": True, "b*": 2, "*": False}
 
 
 def clipped(library: Any, max_norm: float | None, optimizer: Any) -> Any:
@@ -27,87 +29,73 @@ def groups(library: Any, max_norm: float | None, learning_rate: Any) -> dict[int
         True: clipped_adam(library, max_norm, learning_rate),
         False: library.sgd(learning_rate, momentum=0.8),
         2: clipped(library, max_norm, library.sgd(0.3)),
-        3: clipped_adam(library, max_norm, 0.1),
+        3: library.adam(0.1),
     }
 
 
-def chosen(mask: Any, patterns: Any) -> Any:
-    return mask if patterns is None else patterns
+def masked(mask: Any, max_norm: float | None = None, learning_rate: Any = 0.1) -> fo.GradientTransformation:
+    return fo.masked(clipped_adam(fo, max_norm, learning_rate), mask)
 
 
-def masked(
-    mask: Any = None, patterns: Any = None, max_norm: float | None = None, learning_rate: Any = 0.1
-) -> fo.GradientTransformation:
-    return fo.masked(clipped_adam(fo, max_norm, learning_rate), chosen(mask, patterns))
+def freeze(mask: Any, max_norm: float | None = None, learning_rate: Any = 0.1) -> fo.GradientTransformation:
+    return fo.freeze(clipped_adam(fo, max_norm, learning_rate), mask)
 
 
-def freeze(
-    mask: Any = None, patterns: Any = None, max_norm: float | None = None, learning_rate: Any = 0.1
-) -> fo.GradientTransformation:
-    return fo.freeze(clipped_adam(fo, max_norm, learning_rate), chosen(mask, patterns))
+def partition(mask: Any, max_norm: float | None = None, learning_rate: Any = 0.1) -> fo.GradientTransformation:
+    return fo.partition(groups(fo, max_norm, learning_rate), mask)
 
 
-def partition(
-    mask: Any = None, patterns: Any = None, max_norm: float | None = None, learning_rate: Any = 0.1
-) -> fo.GradientTransformation:
-    return fo.partition(groups(fo, max_norm, learning_rate), chosen(mask, patterns))
+def scale_by_path(mask: Any, first: float = 0.5, second: float = 3.0) -> fo.GradientTransformation:
+    def factor(chosen: bool) -> float:
+        return first if chosen else second
 
-
-def scale_by_path(biases: float = 0.5, others: float = 3.0, by_function: bool = False) -> fo.GradientTransformation:
-    if by_function:
-        return fo.scale_by_path(lambda params: tree.map(lambda leaf: biases if leaf.ndim < 2 else others, params))
-    return fo.scale_by_path({"*bias": biases, "*": others})
+    if callable(mask):
+        return fo.scale_by_path(lambda params: tree.map(factor, mask(params)))
+    return fo.scale_by_path(tree.map(factor, mask))
 
 
 # ------------------------------------------------------------------------------------------- the same with optax
 
 
-def for_optax(mask: Any, patterns: Any) -> Any:
-    """A mask as it is, and patterns as the function of params that optax would need."""
+def for_optax(mask: Any) -> Any:
+    """Patterns as the function of params that optax would need, other masks as they are."""
     import jax
 
     def first_match(path: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return next(value for pattern, value in patterns.items() if fnmatch.fnmatchcase(name, pattern))
+        return next(value for pattern, value in mask.items() if fnmatch.fnmatchcase(name, pattern))
 
-    return (lambda params: jax.tree_util.tree_map_with_path(first_match, params)) if patterns else mask
+    if isinstance(mask, dict) and "*" in mask:
+        return lambda params: jax.tree_util.tree_map_with_path(first_match, params)
+    return mask
 
 
-def optax_masked(
-    mask: Any = None, patterns: Any = None, max_norm: float | None = None, learning_rate: Any = 0.1
-) -> Any:
+def optax_masked(mask: Any, max_norm: float | None = None, learning_rate: Any = 0.1) -> Any:
     import optax
 
-    return optax.masked(clipped_adam(optax, max_norm, learning_rate), for_optax(mask, patterns))
+    return optax.masked(clipped_adam(optax, max_norm, learning_rate), for_optax(mask))
 
 
-def optax_freeze(
-    mask: Any = None, patterns: Any = None, max_norm: float | None = None, learning_rate: Any = 0.1
-) -> Any:
+def optax_freeze(mask: Any, max_norm: float | None = None, learning_rate: Any = 0.1) -> Any:
     """selective_transform takes the mask as a tree only."""
     import optax
 
-    optimizer, chosen = clipped_adam(optax, max_norm, learning_rate), for_optax(mask, patterns)
-    if callable(chosen):
-        return optax.partition({False: optimizer, True: optax.set_to_zero()}, chosen)
-    return optax.selective_transform(optimizer, freeze_mask=chosen)
+    optimizer = clipped_adam(optax, max_norm, learning_rate)
+    if callable(mask):
+        return optax.partition({False: optimizer, True: optax.set_to_zero()}, mask)
+    return optax.selective_transform(optimizer, freeze_mask=mask)
 
 
-def optax_partition(
-    mask: Any = None, patterns: Any = None, max_norm: float | None = None, learning_rate: Any = 0.1
-) -> Any:
+def optax_partition(mask: Any, max_norm: float | None = None, learning_rate: Any = 0.1) -> Any:
     import optax
 
-    return optax.partition(groups(optax, max_norm, learning_rate), for_optax(mask, patterns))
+    return optax.partition(groups(optax, max_norm, learning_rate), for_optax(mask))
 
 
-def optax_scale_by_path(biases: float = 0.5, others: float = 3.0, by_function: bool = False) -> Any:
-    import jax
+def optax_scale_by_path(mask: Any, first: float = 0.5, second: float = 3.0) -> Any:
     import optax
 
-    transforms = {True: optax.scale(biases), False: optax.scale(others)}
-    small = (lambda params: jax.tree.map(lambda leaf: leaf.ndim < 2, params)) if by_function else None
-    return optax.partition(transforms, for_optax(small, None if by_function else {"*bias": True, "*": False}))
+    return optax.partition({True: optax.scale(first), False: optax.scale(second)}, for_optax(mask))
 
 
 SCALARS = ("max_norm", "learning_rate")
@@ -118,7 +106,7 @@ MASKING: tuple[Entry, ...] = (
         (
             {"mask": only_matrices, "learning_rate": decaying},
             {"mask": DECAY_MASK, "max_norm": 1.5, "learning_rate": 0.05},
-            {"patterns": WEIGHTS, "max_norm": 1.5, "learning_rate": 0.05},
+            {"mask": WEIGHTS, "max_norm": 1.5, "learning_rate": 0.05},
         ),
         scalars=SCALARS,
         build=masked,
@@ -127,8 +115,8 @@ MASKING: tuple[Entry, ...] = (
     Entry(
         "freeze",
         (
-            {"mask": DECAY_MASK, "max_norm": 1.5, "learning_rate": 0.05},
             {"mask": only_matrices, "learning_rate": decaying},
+            {"mask": DECAY_MASK, "max_norm": 1.5, "learning_rate": 0.05},
         ),
         scalars=SCALARS,
         build=freeze,
@@ -137,9 +125,9 @@ MASKING: tuple[Entry, ...] = (
     Entry(
         "partition",
         (
+            {"mask": GROUPS, "max_norm": 0.5, "learning_rate": 0.05},
             {"mask": DECAY_MASK, "learning_rate": decaying},
-            {"mask": only_matrices, "max_norm": 0.5, "learning_rate": 0.05},
-            {"patterns": {"*weight": True, "b*": 2, "*": False}, "max_norm": 0.5, "learning_rate": 0.05},
+            {"mask": only_matrices, "learning_rate": 0.05},
         ),
         scalars=SCALARS,
         build=partition,
@@ -147,8 +135,11 @@ MASKING: tuple[Entry, ...] = (
     ),
     Entry(
         "scale_by_path",
-        ({"biases": 0.3, "others": -2.0}, {"biases": 0.3, "others": -2.0, "by_function": True}),
-        scalars=("biases", "others"),
+        (
+            {"mask": only_matrices, "first": 0.3, "second": -2.0},
+            {"mask": {"*bias": True, "*": False}, "first": 0.3, "second": -2.0},
+        ),
+        scalars=("first", "second"),
         build=scale_by_path,
         optax=optax_scale_by_path,
     ),
