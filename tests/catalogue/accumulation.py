@@ -103,48 +103,38 @@ def optax_accumulated(
     return optax.chain(optax_spoil(), made) if spoiled else made
 
 
-def optax_skip_if(learning_rate: Any = 0.05) -> Any:
-    return optax_accumulated(1, learning_rate, spoiled=True)
+def skipping(learning_rate: Any = 0.05) -> fo.GradientTransformation:
+    return fo.chain(spoil(), fo.skip_if(fo.sgd(learning_rate, 0.9), fo.skip_not_finite))
 
 
-def skipping_adam(learning_rate: Any = 0.05) -> fo.GradientTransformation:
-    return fo.chain(spoil(), fo.skip_if(fo.adam(learning_rate, 0.8), fo.skip_not_finite))
-
-
-def finite_adam(learning_rate: Any = 0.05, **kwargs: Any) -> fo.GradientTransformation:
-    return fo.chain(spoil(), fo.apply_if_finite(fo.adam(learning_rate), 50, **kwargs))
-
-
-def optax_finite_adam(learning_rate: Any = 0.05, rehearse: bool = False) -> Any:
+def optax_skipping(learning_rate: Any = 0.05) -> Any:
     import optax
 
-    return optax.chain(optax_spoil(), optax.apply_if_finite(optax.adam(learning_rate), 50))
+    inner = optax.sgd(learning_rate, 0.9)
+    made = optax.MultiSteps(inner, 1, should_skip_update_fn=optax.skip_not_finite, accumulator_dtype="float64")
+    return optax.chain(optax_spoil(), made.gradient_transformation())
 
 
-def conditional(name: str, library: Any, should_transform_fn: Any, learning_rate: Any = 0.05, b1: Any = 0.8) -> Any:
-    return getattr(library, name)(library.adam(learning_rate, b1), should_transform_fn)
+def finite(learning_rate: Any = 0.05, **kwargs: Any) -> fo.GradientTransformation:
+    return fo.chain(spoil(), fo.apply_if_finite(fo.sgd(learning_rate, 0.9), 50, **kwargs))
 
 
-def optax_conditional(name: str, **kwargs: Any) -> Any:
+def optax_finite(learning_rate: Any = 0.05, rehearse: bool = False) -> Any:
     import optax
 
-    return conditional(name, optax, **kwargs)
+    return optax.chain(optax_spoil(), optax.apply_if_finite(optax.sgd(learning_rate, 0.9), 50))
 
 
-def conditionally(name: str) -> Entry:
-    def build(should_transform_fn: Any, learning_rate: Any = 0.05, b1: Any = 0.8) -> fo.GradientTransformation:
-        return conditional(name, fo, should_transform_fn, learning_rate, b1)
+def conditionally(name: str, *cases: dict[str, Any]) -> Entry:
+    def build(should_transform_fn: Any, learning_rate: Any = 0.05, momentum: Any = 0.9) -> fo.GradientTransformation:
+        return getattr(fo, name)(fo.sgd(learning_rate, momentum), should_transform_fn)
 
-    return Entry(
-        name,
-        (
-            {"should_transform_fn": every_third_and_fourth, "learning_rate": decaying, "b1": 0.7},
-            {"should_transform_fn": at_first, "learning_rate": 0.05},
-        ),
-        scalars=("learning_rate", "b1"),
-        build=build,
-        optax=functools.partial(optax_conditional, name),
-    )
+    def optax_build(should_transform_fn: Any, learning_rate: Any = 0.05, momentum: Any = 0.9) -> Any:
+        import optax
+
+        return getattr(optax, name)(optax.sgd(learning_rate, momentum), should_transform_fn)
+
+    return Entry(name, cases, scalars=("learning_rate", "momentum"), build=build, optax=optax_build)
 
 
 ACCUMULATION: tuple[Entry, ...] = (
@@ -162,17 +152,23 @@ ACCUMULATION: tuple[Entry, ...] = (
         build=accumulated,
         optax=optax_accumulated,
     ),
-    Entry("apply_every", ({"k": 3}, {"k": 2}, {})),
-    Entry("skip_if", ({"learning_rate": 0.05},), scalars=("learning_rate",), build=skipping_adam, optax=optax_skip_if),
+    Entry("apply_every", ({"k": 3}, {})),
+    Entry("skip_if", ({"learning_rate": 0.05},), scalars=("learning_rate",), build=skipping, optax=optax_skipping),
     Entry(
         "apply_if_finite",
-        ({"learning_rate": 0.05}, {"learning_rate": decaying, "rehearse": True}),
+        ({"learning_rate": decaying, "rehearse": True}, {"learning_rate": 0.05}),
         scalars=("learning_rate",),
-        build=finite_adam,
-        optax=optax_finite_adam,
+        build=finite,
+        optax=optax_finite,
     ),
-    conditionally("conditionally_transform"),
-    conditionally("conditionally_mask"),
+    conditionally(
+        "conditionally_transform",
+        {"should_transform_fn": every_third_and_fourth, "learning_rate": decaying, "momentum": 0.7},
+        {"should_transform_fn": at_first, "learning_rate": 0.05},
+    ),
+    conditionally(
+        "conditionally_mask", {"should_transform_fn": every_third_and_fourth, "learning_rate": 0.05, "momentum": 0.7}
+    ),
 )
 
 ACCUMULATION_ELSEWHERE: dict[str, str] = {
