@@ -134,7 +134,7 @@ from funcopt.transforms.multipliers import scale_by_path as scale_by_path
 from funcopt.wrappers.describe import describe as describe
 from funcopt.wrappers.masking import MaskedState as MaskedState, freeze as freeze, masked as masked
 from funcopt.wrappers.partition import PartitionState as PartitionState, partition as partition
-from funcopt.wrappers.paths import by_path as by_path
+from funcopt.wrappers.patterns import by_path as by_path
 
 # Wrappers: hyperparameters in the state
 from funcopt.wrappers.hyperparams import (

@@ -7,7 +7,7 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.checks import check_within
 from funcopt.transform import EmptyState, GradientTransformation, Params, Updates, factory
-from funcopt.wrappers.paths import PerLeaf, per_leaf
+from funcopt.wrappers.patterns import PerLeaf, per_leaf
 
 
 @factory

@@ -13,7 +13,7 @@ from funcopt.calls import Call
 from funcopt.transform import GradientTransformation, Params, chain, named_chain
 from funcopt.wrappers.masking import Part, freeze, masked
 from funcopt.wrappers.partition import partition, state_key
-from funcopt.wrappers.paths import per_leaf
+from funcopt.wrappers.patterns import per_leaf
 
 
 def describe(transformation: GradientTransformation, params: Params) -> str:

@@ -15,7 +15,7 @@ from funcopt.transform import (
     Updates,
     factory,
 )
-from funcopt.wrappers.paths import per_leaf
+from funcopt.wrappers.patterns import per_leaf
 
 
 class MaskedState(NamedTuple):

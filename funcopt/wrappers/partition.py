@@ -15,7 +15,7 @@ from funcopt.transform import (
     joint_coupling,
 )
 from funcopt.wrappers.masking import Part, rows
-from funcopt.wrappers.paths import PerLeaf, per_leaf
+from funcopt.wrappers.patterns import PerLeaf, per_leaf
 
 
 class PartitionState(NamedTuple):

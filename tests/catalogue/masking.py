@@ -146,7 +146,7 @@ MASKING: tuple[Entry, ...] = (
 )
 
 MASKING_ELSEWHERE: dict[str, str] = {
-    "by_path": "tests/wrappers/test_paths.py",
+    "by_path": "tests/wrappers/test_patterns.py",
     "describe": "tests/wrappers/test_describe.py",
 }
 """Public functions that are no transformation, and the file that tests them."""
