@@ -1,6 +1,6 @@
 """Compose an optimizer of parts, look at it, and train a small network on handwritten digits with it.
 
-    python examples/compose.py                  clipping, AdamW and SGD by group, a schedule, averaged parameters, metrics
+    python examples/compose.py                  clipping, AdamW and SGD by group, a schedule, averages, metrics
     python examples/compose.py --no-compile     without waiting for the compiler
 
 From top to bottom: data, model, optimizer, step, training loop. The optimizer is the subject; a training script with
@@ -51,7 +51,7 @@ def loss_fn(params, images, labels):
 
 
 def make_optimizer(steps: int) -> fo.GradientTransformation:
-    """Clipping over all leaves; AdamW for matrices and SGD for biases; averages of all parameters; metrics around it."""
+    """Clipping over all leaves; AdamW for matrices, SGD for biases; averages of all parameters; metrics around it."""
     schedule = fo.warmup_cosine_decay_schedule(0.0, 0.01, warmup_steps=steps // 10, decay_steps=steps)
     by_group = fo.partition(
         {"matrices": fo.adamw(schedule, weight_decay=0.01), "biases": fo.sgd(0.05, momentum=0.9)},
