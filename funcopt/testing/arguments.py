@@ -105,6 +105,9 @@ def _check_names(factory: Callable[..., Any], overrides: Collection[str]) -> Non
         raise ValueError(f"hyperparameters: {_name(factory)} has no argument {unknown[0]!r}, but overrides name it.")
 
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def _name(factory: Callable[..., Any]) -> str:
     return getattr(factory, "__name__", repr(factory))
 
@@ -124,7 +127,7 @@ def _plan(
     """Name, strategy (None where it is overridden) and whether it may be left out, of every argument that is drawn."""
     plan: list[tuple[str, SearchStrategy[Any] | None, bool]] = [(name, None, False) for name in sorted(overridden)]
     for name, parameter in _signature(factory).items():
-        if name in overridden or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if name in overridden or parameter.kind in _VARIADIC:
             continue
         optional = parameter.default is not parameter.empty
         strategy = _strategy(factory, parameter, as_tensors, scheduled)
@@ -208,41 +211,56 @@ def accepted(factory: Callable[..., Any], name: str) -> Interval:
     >>> accepted(adam, "b1")
     Interval(low=0.0, high=1.0, open_low=False, open_high=True)
     """
-    message = _refusal(factory, name, math.nan)
-    if found := _REFUSED_NAN.search(message):
+    return _asked(factory, name, _required(factory))
+
+
+def _asked(factory: Callable[..., Any], name: str, others: Mapping[str, Any]) -> Interval:
+    if found := _REFUSED_NAN.search(_refusal(factory, {**others, name: math.nan})):
         return Interval(float(found[2]), float(found[3]), found[1] == "(", found[4] == ")")
-    message = _refusal(factory, name, -(2**31))
-    if found := _REFUSED_INT.search(message):
+    if found := _REFUSED_INT.search(_refusal(factory, {**others, name: -(2**31)})):
         return Interval(float(found[1]))
     return Interval()
 
 
-def _refusal(factory: Callable[..., Any], name: str, value: float) -> str:
-    """What the error says with which `factory` refuses `value`; nothing if it accepts it."""
+def _refusal(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """What the error says with which `factory` refuses these arguments; nothing if it accepts them."""
     try:
-        factory(**{**_simplest(factory), name: value})
+        factory(**arguments)
     except Exception as error:  # a factory of anyone's, called with what it should refuse
         return str(error)
     return ""
 
 
-def _simplest(factory: Callable[..., Any]) -> dict[str, Any]:
+@functools.lru_cache(maxsize=1024)
+def _required(factory: Callable[..., Any]) -> Mapping[str, Any]:
     """Simple values, which the factory is likely to accept, for the arguments that have no default."""
     of_kind = {GradientTransformation: identity(), int: 1, Schedule: constant_schedule(0.1)}
-    arguments = {}
-    for name, parameter in _signature(factory).items():
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
-            number = _range(parameter).simple[0]
-            arguments[name] = next((of_kind[kind] for kind in of_kind if _kinds(parameter) == {kind}), number)
-    return arguments
+    required = [p for p in _signature(factory).values() if p.default is p.empty and p.kind not in _VARIADIC]
+    values = {
+        parameter.name: next((of_kind[kind] for kind in of_kind if _kinds(parameter) == {kind}), None)
+        for parameter in required
+    }
+    numeric = [parameter for parameter in required if values[parameter.name] is None]
+    values.update({parameter.name: _range(parameter).simple[0] for parameter in numeric})
+    for parameter in numeric:  # in the order in which they are likely to be checked
+        usual, interval = _range(parameter), _asked(factory, parameter.name, values)
+        low, high = _overlap(usual, interval)
+        candidates = (*usual.simple, low, high, (low + high) / 2)
+        values[parameter.name] = next((number for number in candidates if number in interval), low)
+    return values
 
 
-def _numbers(usual: Range, interval: Interval) -> SearchStrategy[float]:
-    """Numbers in both the usual range and the interval; where these are disjoint, in the interval alone."""
+def _overlap(usual: Range, interval: Interval) -> tuple[float, float]:
+    """The ends of what lies in both the usual range and the interval, or where these are disjoint, in the interval."""
     low, high = max(usual.low, interval.low), min(usual.high, interval.high)
     if low > high:
         low = interval.low if math.isfinite(interval.low) else interval.high - 1
         high = min(interval.high, low + 1)
+    return low, high
+
+
+def _numbers(usual: Range, interval: Interval) -> SearchStrategy[float]:
+    low, high = _overlap(usual, interval)
     simple = tuple(number for number in usual.simple if number in interval)
     between = st.floats(low, high, allow_subnormal=False).filter(lambda number: number in interval)
     return st.one_of(st.sampled_from(simple), between) if simple else between

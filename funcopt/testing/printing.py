@@ -69,14 +69,19 @@ def _tensor(x: Tensor) -> str:
     if any(repeated):
         once = x[tuple(slice(0, 1) if again else slice(None) for again in repeated)]
         return f"{_tensor(once)}.expand({tuple(x.shape)})"
-    if x.is_contiguous() and x.storage_offset() == 0:
+    if _is_dense(x):
         return _contiguous(x)
-    if x.ndim >= 2 and x.mT.is_contiguous() and x.storage_offset() == 0:
+    if x.ndim >= 2 and _is_dense(x.mT):
         return f"{_contiguous(x.mT)}.mT"
     reach = sum(stride * (size - 1) for stride, size in zip(x.stride(), x.shape)) + 1
     offset = x.storage_offset() if x.storage_offset() < 16 else 0  # a small window of a large buffer is moved
     buffer = x.as_strided((offset + reach,), (1,), x.storage_offset() - offset)
     return f"{_contiguous(buffer)}.as_strided({tuple(x.shape)}, {x.stride()}, {offset})"
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether a new tensor of this shape has the strides of `x`, also along axes of size one."""
+    return x.storage_offset() == 0 and x.stride() == torch.empty_like(x, memory_format=torch.contiguous_format).stride()
 
 
 def _contiguous(x: Tensor) -> str:
@@ -109,7 +114,8 @@ def _number(value: Any, dtype: torch.dtype) -> str:
     if value in (float("inf"), float("-inf")):
         return "torch.inf" if value > 0 else "-torch.inf"
     candidates = (float(f"{value:.{digits}g}") for digits in range(1, 18))
-    return repr(next((x for x in candidates if torch.tensor(x, dtype=dtype).item() == value), value))
+    in_range = (x for x in candidates if abs(x) <= torch.finfo(dtype).max)  # torch.full takes no number beyond
+    return repr(next((x for x in in_range if torch.tensor(x, dtype=dtype).item() == value), value))
 
 
 def reproducer(params: Params, gradients: list[Updates], tx: GradientTransformation) -> str:

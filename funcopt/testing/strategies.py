@@ -1,6 +1,7 @@
 """Hypothesis strategies for what optimizers eat: parameters, gradients, hyperparameters, transformations, states."""
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from funcopt.testing.arguments import (
 from funcopt.testing.printing import reproducer as reproducer, source as source
 from funcopt.testing.tensors import (
     ANY as ANY,
+    CODES,
     COMPLEX as COMPLEX,
     FINITE as FINITE,
     FLOATING as FLOATING,
@@ -28,7 +30,9 @@ from funcopt.testing.tensors import (
     SHAPES as SHAPES,
     Choice as Choice,
     choice as choice,
+    decode,
     draw_tensor as draw_tensor,
+    lay_out,
     pytrees as pytrees,
     tensors as tensors,
 )
@@ -67,21 +71,31 @@ def gradients_for(
 
     With `absent`, any leaf may be `None`. Shrinks to zeros.
     """
-    return _draw_gradient(draw, params, tuple(values), choice(layouts), absent)
+    layout = draw(choice(layouts))
+    missing = draw(st.sets(st.integers(0, max(len(tree.leaves(params)) - 1, 0)))) if absent else ()
+    return _draw_gradient(draw, params, tuple(values), layout, missing)
 
 
 def _draw_gradient(
-    draw: DrawFn, params: Params, values: tuple[str, ...], layouts: SearchStrategy[str], absent: bool = False
+    draw: DrawFn, params: Params, values: tuple[str, ...], layout: str, absent: Collection[int] = ()
 ) -> Updates:
-    def draw_leaf(leaf: Tensor) -> Tensor | None:
-        if absent and draw(_ONE_IN_FOUR):
-            return None
-        return draw_tensor(draw, leaf.dtype, tuple(leaf.shape), draw(layouts), values)
+    """One code for all leaves, each going on where the last one ended: a leaf can then be taken out of `params`."""
+    code, start = draw(CODES), 0
 
-    return tree.map(draw_leaf, params)
+    def decode_leaf(leaf: Tensor) -> Tensor:
+        nonlocal start
+        gradient = decode(code, leaf.dtype, tuple(leaf.shape), values, start)
+        start += leaf.numel() * (2 if leaf.is_complex() else 1)
+        return lay_out(gradient, layout)
+
+    return _without(tree.map(decode_leaf, params), absent)
 
 
-_ONE_IN_FOUR = st.sampled_from((False, False, False, True))
+def _without(gradient: Updates, absent: Collection[int]) -> Updates:
+    """`gradient` with `None` in place of the leaves of these numbers."""
+    numbers = itertools.count()
+    return tree.map(lambda leaf: None if next(numbers) in absent else leaf, gradient)
+
 
 SEQUENCES = ("zero", "constant", "alternating", "vanishing", "exploding", "sparse", "absent", "normal")
 """Kinds of sequences: all zero; one gradient again and again, or with alternating sign, or a tenth or ten times the
@@ -111,15 +125,21 @@ def gradient_sequences_for(
         raise ValueError(f"gradient_sequences_for: kinds must hold some of {SEQUENCES}, got kinds={tuple(kinds)!r}.")
     count = steps if isinstance(steps, int) else draw(choice(steps))
     kind = draw(choice(tuple(kinds)))
+    layout = draw(choice(layouts))
     if kind in _FOLLOWING:
-        first = _draw_gradient(draw, params, tuple(values), choice(layouts))
+        first = _draw_gradient(draw, params, tuple(values), layout)
         return [tree.map(functools.partial(_FOLLOWING[kind], step), first) for step in range(count)]
-    gradients = [_draw_gradient(draw, params, tuple(values), choice(layouts)) for _ in range(count)]
+    gradients = [_draw_gradient(draw, params, tuple(values), layout) for _ in range(count)]
     if kind == "sparse":
         return [tree.map(functools.partial(_thin_out, step), gradient) for step, gradient in enumerate(gradients)]
-    return _without_one_leaf(draw, gradients) if kind == "absent" else gradients
+    leaves = len(tree.leaves(params))
+    if kind == "absent" and leaves:
+        missing = {draw(choice(range(leaves)))}
+        return [_without(gradient, missing if draw(_USUALLY) else ()) for gradient in gradients]
+    return gradients
 
 
+_USUALLY = st.sampled_from((True, True, False))
 _FOLLOWING: Mapping[str, Callable[[int, Tensor], Tensor]] = {
     "zero": lambda step, g: torch.zeros_like(g),
     "constant": lambda step, g: g.clone(),
@@ -142,22 +162,6 @@ def _thin_out(step: int, g: Tensor) -> Tensor:
     kept = (torch.arange(g.numel()) + step) % 3 == 0
     return torch.where(kept.reshape(g.shape), g, torch.zeros_like(g))
 
-
-def _without_one_leaf(draw: DrawFn, gradients: list[Updates]) -> list[Updates]:
-    """`gradients` with None at one leaf, in all steps or in some."""
-    count = len(tree.leaves(gradients[0])) if gradients else 0
-    if count == 0:
-        return gradients
-    absent = draw(choice(range(count)))
-
-    def remove(gradient: Updates) -> Updates:
-        places = iter(range(count))
-        return tree.map(lambda leaf: None if next(places) == absent else leaf, gradient)
-
-    return [remove(gradient) if draw(_USUALLY) else gradient for gradient in gradients]
-
-
-_USUALLY = st.sampled_from((True, True, False))
 
 REAL_ONLY = frozenset({"clip", "keep_params_nonnegative"})
 """Factories whose transformations refuse complex leaves."""

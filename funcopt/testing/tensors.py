@@ -1,8 +1,8 @@
 """Hypothesis strategies for tensors and for trees of them.
 
-A tensor is a few choices: dtype, shape, layout, and a short string of bytes, each of which picks a number from a table
-of 256. Its numbers repeat that string, or else are a stretch of a fixed table of normal numbers. So a draw costs
-microseconds whatever the size, and what a test found shrinks to shape (), few distinct numbers, and simple ones.
+A tensor is a few choices: dtype, shape, layout, and a string of bytes, each of which stands for a number in a table.
+The numbers repeat the string, and where this is long, each is multiplied by a factor of its own. So a draw costs tens
+of microseconds whatever the size, and what a test found shrinks to shape (), few distinct numbers, and simple ones.
 """
 
 import functools
@@ -74,34 +74,38 @@ def draw_tensor(
     draw: DrawFn, dtype: torch.dtype, shape: tuple[int, ...], layout: str, values: tuple[str, ...]
 ) -> Tensor:
     """One tensor, within a strategy of your own."""
+    # The code is drawn for no numbers too, and in a length that does not depend on them: a shape can shrink by itself.
+    return lay_out(decode(draw(CODES), dtype, shape, values), layout)
+
+
+CODES = st.binary(max_size=16)
+_LONGEST_PATTERN = 7
+
+
+def decode(code: bytes, dtype: torch.dtype, shape: tuple[int, ...], values: tuple[str, ...], start: int = 0) -> Tensor:
+    """The tensor of the numbers that `code` stands for, from the one at `start` on; a complex one takes two for each."""
     count = math.prod(shape)
     if dtype.is_complex:
-        real, imaginary = (_draw_numbers(draw, real_dtype(dtype), count, values) for _ in range(2))
-        numbers = torch.complex(real, imaginary)
-    else:
-        numbers = _draw_numbers(draw, dtype, count, values)
-    return lay_out(numbers.reshape(shape), layout)
+        parts = (_numbers(code, real_dtype(dtype), count, values, start + i * count) for i in range(2))
+        return torch.complex(*parts).reshape(shape)
+    return _numbers(code, dtype, count, values, start).reshape(shape)
 
 
-_PATTERNS = st.binary(max_size=16)
-_NOISE_LENGTH = 4096
-_PATTERNS_OR_NOISE = st.one_of(_PATTERNS, st.integers(0, _NOISE_LENGTH - 1))
+def _numbers(code: bytes, dtype: torch.dtype, count: int, values: tuple[str, ...], start: int) -> Tensor:
+    pattern = code or b"\0"
+    repetitions = (start + count) // len(pattern) + 1
+    places = torch.tensor(list((pattern * repetitions)[start : start + count]), dtype=torch.int64)
+    numbers = _table(dtype, values)[places]
+    if len(code) <= _LONGEST_PATTERN or "ordinary" not in values:
+        return numbers
+    # No two numbers alike, and none that is short; but zeros stay zeros, so that this shrinks as a pattern does.
+    factors = _FACTORS[(torch.arange(count) + start) % len(_FACTORS)]
+    return (numbers.to(torch.float64) * torch.where(places < _ORDINARY_PLACES, factors, 1.0)).to(dtype)
 
 
-def _draw_numbers(draw: DrawFn, dtype: torch.dtype, count: int, values: tuple[str, ...]) -> Tensor:
-    # Drawn for no numbers too, and in a length that does not depend on the count: a shape can then shrink by itself.
-    code = draw(_PATTERNS_OR_NOISE if "ordinary" in values else _PATTERNS)
-    if isinstance(code, int):
-        return _noise()[(torch.arange(count) + code) % _NOISE_LENGTH].to(dtype)
-    places = ((code or b"\0") * count)[:count]
-    return _table(dtype, values)[torch.tensor(list(places), dtype=torch.int64)]
-
-
-@functools.cache
-def _noise() -> Tensor:
-    return random.normal(random.key(0), (_NOISE_LENGTH,), torch.float64)
-
-
+_FACTORS = 0.5 + 0.5 * random.uniform(random.key(1), (256,), torch.float64)
+_NOISE = random.normal(random.key(0), (256,), torch.float64).abs()
+# The signs alternate, here and in the table: hypothesis takes steps of 2 from a byte to a smaller one.
 _SIMPLE = (0, 1, -1, 2, -2, 0.5, -0.5, 3, -3, 0.25, -0.25, 4, -4, 1.5, -1.5, 0.1, -0.1, 10, -10, 0.01, -0.01)
 
 
@@ -119,6 +123,9 @@ def _kinds(dtype: torch.dtype) -> dict[str, tuple[float, ...]]:
     }
 
 
+_ORDINARY_PLACES = 192
+
+
 @functools.lru_cache(maxsize=256)
 def _table(dtype: torch.dtype, values: tuple[str, ...]) -> Tensor:
     """256 numbers, the simplest first: with "ordinary" these fill three quarters of it, and the others the rest."""
@@ -127,8 +134,9 @@ def _table(dtype: torch.dtype, values: tuple[str, ...]) -> Tensor:
     if unknown or not values:
         raise ValueError(f"tensors: values must hold some of {', '.join(map(repr, kinds))}, got values={values!r}.")
     special = [number for kind in values if kind != "ordinary" for number in kinds[kind]]
-    ordinary = [*_SIMPLE, *_noise()[: 256 - len(_SIMPLE)].tolist()] if "ordinary" in values else []
-    common = ordinary[:192] if special else ordinary
+    signed = [size if place % 2 else -size for place, size in enumerate(_NOISE.tolist(), len(_SIMPLE))]
+    ordinary = [*_SIMPLE, *signed] if "ordinary" in values else []
+    common = ordinary[: _ORDINARY_PLACES if special else 256]
     rest = [special[i % len(special)] for i in range(256 - len(common))]
     return torch.tensor([*common, *rest], dtype=torch.float64).to(dtype)
 
@@ -208,4 +216,5 @@ def pytrees(
             parts.insert(begin, None)
         else:
             parts[begin:end] = [_contain(kind, draw(_STARTS), parts[begin:end])]
-    return parts[0] if len(parts) == 1 else _contain(draw(_CONTAINERS), draw(_STARTS), parts)
+    bare = len(parts) == 1 and parts[0] is not None  # None alone would be no params at all
+    return parts[0] if bare else _contain(draw(_CONTAINERS), draw(_STARTS), parts)
