@@ -83,7 +83,7 @@ _LONGEST_PATTERN = 7
 
 
 def decode(code: bytes, dtype: torch.dtype, shape: tuple[int, ...], values: tuple[str, ...], start: int = 0) -> Tensor:
-    """The tensor of the numbers that `code` stands for, from the one at `start` on; a complex one takes two for each."""
+    """The tensor of the numbers that `code` stands for, from place `start` on; a complex one takes two for each."""
     count = math.prod(shape)
     if dtype.is_complex:
         parts = (_numbers(code, real_dtype(dtype), count, values, start + i * count) for i in range(2))
