@@ -98,7 +98,8 @@ def quadratic(eigenvalues: Sequence[float] = (1.0, 4.0), *, rotated: int | None 
 
     def loss(params: Tensor, batch: None = None) -> Tensor:
         error = params - centre.to(params.dtype)
-        return torch.dot(error, matrix.to(params.dtype) @ error) / 2
+        twice: Tensor = torch.dot(error, matrix.to(params.dtype) @ error)
+        return 0.5 * twice
 
     name = f"quadratic with condition {max(eigenvalues) / min(eigenvalues):g}"
     return Problem(name, loss, torch.zeros_like(centre), centre, 0.0, _quadratic_facts(eigenvalues))

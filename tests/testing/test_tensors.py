@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import find, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.vendor.pretty import pretty
 
 from funcopt import tree
@@ -12,30 +12,14 @@ from funcopt.testing import tensors as kit
 from funcopt.testing.printing import source
 from funcopt.testing.strategies import params
 from funcopt.testing.tensors import Empty, Layer, Single, Triple, pytrees, tensors
+from tests.testing.search import PROFILE, examples, simplest
 
-# Examples are the same in each run; nothing is exempt from the health checks.
-settings.register_profile("strategies", derandomize=True, database=None, max_examples=150, deadline=None)
-PROFILE = settings.get_profile("strategies")
-SEARCH = settings(PROFILE, max_examples=2000)
 NAMES = {"torch": torch, "Empty": Empty, "Single": Single, "Layer": Layer, "Triple": Triple}
 
 
-def simplest(strategy, condition):
-    """The example that a falsified `not condition` ends with."""
-    return find(strategy, condition, settings=SEARCH)
-
-
-def seen(strategy, what, count=200):
+def seen(strategy, what, count=150):
     """The values of `what` over many examples."""
-    found = set()
-
-    @settings(PROFILE, max_examples=count)
-    @given(strategy)
-    def run(value):
-        found.add(what(value))
-
-    run()
-    return found
+    return {what(value) for value in examples(strategy, count)}
 
 
 def bits(x):
@@ -112,11 +96,11 @@ def test_values_are_limited_to_the_kinds_asked_for():
 def test_an_unknown_kind_of_value_or_layout_is_an_error():
     for strategy in (tensors(values=["nans"]), tensors(values=[]), tensors(layouts=["channels first"])):
         with pytest.raises(ValueError, match="tensors: "):
-            find(strategy, lambda x: True, settings=SEARCH)
+            simplest(strategy)
 
 
 def test_tensors_shrink_to_a_scalar_zero():
-    x = simplest(tensors(), lambda x: True)
+    x = simplest(tensors())
     assert source(x) == "torch.tensor(0.0, dtype=torch.float32)"
 
 
@@ -136,7 +120,7 @@ def test_a_false_property_of_tensors_fails_with_the_simplest_example(condition, 
     assert source(simplest(tensors(kit.FLOATING), condition)) == expected
 
 
-@settings(PROFILE, max_examples=400)
+@settings(PROFILE, max_examples=300)
 @given(tensors())
 def test_the_source_of_a_tensor_makes_it_again(x):
     again = eval(source(x), NAMES)
@@ -180,7 +164,7 @@ def test_the_number_of_leaves_keeps_its_bounds():
 
 
 def test_leaves_may_be_of_any_strategy():
-    assert simplest(pytrees(st.integers(0, 9)), lambda t: True) == {}
+    assert simplest(pytrees(st.integers(0, 9))) == {}
     assert simplest(pytrees(st.integers(0, 9)), lambda t: sum(tree.leaves(t)) > 12) == {"a": 4, "b": 9}
 
 
@@ -210,15 +194,7 @@ def test_draws_are_the_same_in_each_run():
 
 
 def history(strategy):
-    drawn = []
-
-    @settings(PROFILE, max_examples=30)
-    @given(strategy)
-    def run(value):
-        drawn.append(source(value))
-
-    run()
-    return drawn
+    return [source(value) for value in examples(strategy, 30)]
 
 
 def test_no_global_random_state_is_touched():
