@@ -107,6 +107,11 @@ ZEROS = {
 }
 
 
+def test_leaves_have_gradients_of_their_own():
+    alike = {"a": torch.ones(2), "b": torch.ones(2)}
+    assert any(not torch.equal(g["a"], g["b"]) for g in examples(gradients_for(alike), 30))
+
+
 def test_gradients_shrink_to_one_step_of_zeros():
     assert source(simplest(gradients_for(PARAMS))) == source(ZEROS)
     assert source(simplest(gradient_sequences_for(PARAMS))) == source([ZEROS])
