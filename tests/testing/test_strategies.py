@@ -157,6 +157,28 @@ def test_every_factory_of_the_library_is_composed():
     assert drawn == listed | {"chain", "named_chain"}
 
 
+@fo.factory
+def doubled(inner: fo.GradientTransformation, factor: float = 2.0, label: object = None) -> fo.GradientTransformation:
+    """A wrapper."""
+
+    def update(updates, state, params=None, **extra):
+        updates, state = inner.update(updates, state, params, **extra)
+        return tree.map(lambda u: factor * u, updates), state
+
+    return fo.GradientTransformation(inner.init, update, inner.coupling)
+
+
+def test_wrappers_are_composed_as_soon_as_the_table_has_them(monkeypatch):
+    monkeypatch.setattr(fo, "doubled", doubled, raising=False)
+    monkeypatch.setattr(kit, "WRAPPERS", {"doubled": {"label": ["a"]}})
+    transformations.cache_clear()
+    try:
+        found = simplest(transformations(3), lambda t: "doubled(" in repr(t) and "adagrad" in repr(t))
+    finally:
+        transformations.cache_clear()
+    assert repr(found) == "doubled(inner=adagrad(learning_rate=0.1), label='a')"
+
+
 def test_depth_bounds_the_nesting():
     assert not {"chain", "named_chain"} & {name for t in examples(transformations(1), 60) for name in members(t)}
     deep = [t for t in examples(transformations(3), 200) if "chain" in t.call.name]
