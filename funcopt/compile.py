@@ -53,6 +53,8 @@ def compile(
         with torch.no_grad():
             return _write_back(fn(*args, **kwargs), [args[i] for i in donated], donated)
 
+    # All compiled functions share the code of `run`: without isolation they would share its limit of graphs, too.
+    options = {"isolate_recompiles": True, **options}
     compiled: Callable[..., Result] = torch.compile(run, fullgraph=fullgraph, dynamic=dynamic, **options)
 
     @functools.wraps(fn)

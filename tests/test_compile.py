@@ -60,6 +60,12 @@ def test_donated_trees_come_back_in_their_buffers(backend):
     assert first[2]["loss"] == loss, "a result that is not donated was overwritten by the next step"
 
 
+def test_many_functions_may_be_compiled():
+    """They share code, but not torch's limit of eight graphs for one code."""
+    compiled = [fo.compile(lambda x, i=i: x * i, backend="eager") for i in range(10)]
+    assert [int(fn(torch.ones(()))) for fn in compiled] == list(range(10))
+
+
 def test_nothing_else_is_written():
     params, batch, optimizer = problem()
     state = optimizer.init(params)

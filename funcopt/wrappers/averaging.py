@@ -53,7 +53,8 @@ def lookahead(
     them. With `reset_state` the fast optimizer starts anew after each sync, from the synced params.
 
     The numbers are those of optax.lookahead, where `params` is the pair of both; here no loop changes. `reset_state`
-    selects, and so works for keys and with infinite numbers in the state. Extra arguments are passed on.
+    selects, and so works for keys and with infinite numbers in the state; a leaf without gradient keeps its state.
+    Extra arguments are passed on. `update` needs params.
 
     >>> optimizer = lookahead(adam(1e-3), sync_period=5, slow_step_size=0.5)
     """
@@ -114,12 +115,13 @@ def ema_params(inner: GradientTransformation, decay: ScalarOrSchedule, debias: b
         p ← p + u,    a ← a + w (p - a),    w = (1 - decay) / (1 - decayᵗ), or 1 - decay without `debias`
 
     With `debias`, a is the weighted mean of the params after each of the t steps. Without, it starts at the initial
-    params, which keep the weight decayᵗ: as torch.optim.swa_utils.AveragedModel with `get_ema_multi_avg_fn`, and as
-    `incremental_update` after each step with `step_size = 1 - decay`. A scheduled decay is evaluated at the count,
-    0 at the first step; 1 - decayᵗ is then 1 minus the product of all.
+    params, which keep the weight decayᵗ: as `incremental_update` after each step with `step_size = 1 - decay`, and as
+    torch.optim.swa_utils.AveragedModel with `get_ema_multi_avg_fn` that is updated once before training too. A
+    scheduled decay is evaluated at the count, 0 at the first step; 1 - decayᵗ is then 1 minus the product of all.
 
     The updates are those of `inner`; wrap the whole optimizer, so that they are what is applied. The average is in the
-    state, at least in float32; `eval_params(state, params)` gives it. That of a leaf without gradient is kept.
+    state, at least in float32; `eval_params(state, params)` gives it. That of a leaf without gradient is kept. `update`
+    needs params.
 
     >>> optimizer = ema_params(adamw(1e-3), decay=0.999)
     """
@@ -161,8 +163,7 @@ class SwaState(NamedTuple):
 
 @factory
 def swa(inner: GradientTransformation, start_step: int, every: int = 1) -> GradientTransformation:
-    """Stochastic weight averaging: keep the mean of the parameters (Izmailov et al. 2018,
-    https://arxiv.org/abs/1803.05407).
+    """Stochastic weight averaging: the mean of the params (Izmailov et al. 2018, https://arxiv.org/abs/1803.05407).
 
         p ← p + u,    n ← n + 1,    a ← a + (p - a) / n        after the steps start_step + k every,  k = 0, 1, ...
 
@@ -172,6 +173,7 @@ def swa(inner: GradientTransformation, start_step: int, every: int = 1) -> Gradi
 
     The updates are those of `inner`; wrap the whole optimizer, so that they are what is applied. The mean is in the
     state, at least in float32; `eval_params(state, params)` gives it, and before the first of these steps the params.
+    `update` needs params.
 
     >>> optimizer = swa(sgd(0.05, momentum=0.9), start_step=1000, every=100)
     """

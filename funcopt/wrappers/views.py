@@ -17,7 +17,8 @@ def eval_params(state: State, params: Params) -> Params:
 
     What is asked is a *view*: a part of the state whose class has a method `eval_params(self, params)`, which returns
     a tree like `params` with `MaskedNode` where it has nothing to say, and perhaps its inverse, `train_params`. Of
-    views inside of each other the outermost is asked; ask the inner one by its own state.
+    views inside of each other the outermost is asked; ask the inner one by its own state. A wrapper that gives its
+    inner transformation another tree (one vector, say) belongs inside of an average, not around it.
 
     Raises:
         ValueError: two views that are not inside of each other see the same leaf, or the state is of other params.

@@ -120,9 +120,9 @@ AVERAGING: tuple[Entry, ...] = (
     Entry(
         "lookahead",
         (
-            {"sync_period": 2, "slow_step_size": 0.3, "learning_rate": 0.04},
-            {"sync_period": 1, "slow_step_size": 0.7, "learning_rate": decaying},
             {"sync_period": 2, "reset_state": True},
+            {"sync_period": 1, "slow_step_size": 0.7, "learning_rate": decaying},
+            {"sync_period": 2, "slow_step_size": 0.3, "learning_rate": 0.04},
         ),
         scalars=("slow_step_size", "learning_rate"),
         build=lookahead,
@@ -131,12 +131,12 @@ AVERAGING: tuple[Entry, ...] = (
     ),
     Entry(
         "ema_params",
-        ({"decay": decaying}, {"decay": 0.8, "debias": False}, {"decay": 0.8}),
+        ({"decay": decaying, "debias": False}, {"decay": 0.8}),
         scalars=("decay",),
         build=ema_params,
         optax=optax_sgd,
     ),
-    Entry("swa", ({"start_step": 1}, {"start_step": 0, "every": 2}), build=swa, optax=optax_sgd),
+    Entry("swa", ({"start_step": 1, "every": 2},), build=swa, optax=optax_sgd),
     Entry(
         "schedule_free",
         (
@@ -150,10 +150,7 @@ AVERAGING: tuple[Entry, ...] = (
     ),
     Entry(
         "schedule_free_sgd",
-        (
-            {"learning_rate": 0.3, "b1": 0.8, "warmup_steps": 5},
-            {"learning_rate": 0.3, "b1": 0.8, "weight_decay": 0.1, "weight_lr_power": 1.0},
-        ),
+        ({"learning_rate": 0.3, "b1": 0.8, "weight_decay": 0.1, "weight_lr_power": 1.0},),
         scalars=("learning_rate", "b1", "weight_decay", "weight_lr_power"),
         optax=without_warmup("schedule_free_sgd"),
     ),
@@ -168,10 +165,7 @@ AVERAGING: tuple[Entry, ...] = (
     ),
     Entry(
         "mechanize",
-        (
-            {"weight_decay": 0.1, "eps": 1e-2, "s_init": 0.3, "num_betas": 3, "learning_rate": 0.9},
-            {"eps": 1e-3, "s_init": 0.05, "learning_rate": decaying},
-        ),
+        ({"weight_decay": 0.1, "eps": 1e-2, "s_init": 0.3, "num_betas": 3, "learning_rate": 0.9},),
         scalars=("weight_decay", "eps", "s_init", "learning_rate"),
         build=mechanize,
         optax=optax_mechanize,

@@ -48,6 +48,7 @@ STATES = {
     "masked": (Inner(Doubled(ONLY_A), COUNT), ([6, 6], 5)),
     "two of a partition": ({"x": Inner(Doubled(ONLY_A), COUNT), "y": Inner(Doubled(ONLY_B), COUNT)}, ([6, 6], 2)),
     "masked out altogether": (Doubled(tree.mask(KEPT, {"a": False, "b": False})), ([0, 0], 5)),
+    "one that gives what it keeps": ((fo.LookaheadState(EMPTY, COUNT, KEPT),), ([3, 3], 1)),
     "none": ((EMPTY, {"mu": KEPT}, None), ([0, 0], 5)),
 }
 
