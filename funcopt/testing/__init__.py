@@ -1,6 +1,6 @@
 """Property tests for update rules: laws that optimizers obey, and cases to try them on. Needs hypothesis.
 
-    from funcopt.testing import check
+from funcopt.testing import check
 
-    check(my_optimizer)
+check(my_optimizer)
 """

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
-
 from hypothesis import HealthCheck, Phase, given, seed as seeded, settings, strategies as st
 
 from funcopt import tree
@@ -181,7 +180,9 @@ def given_optimizer(
     """
     if not subjects:
         raise TypeError("given_optimizer: give at least one transformation, factory or strategy for transformations.")
-    strategies = [each if isinstance(each, st.SearchStrategy) else st.just(as_transformation(each)) for each in subjects]
+    strategies = [
+        each if isinstance(each, st.SearchStrategy) else st.just(as_transformation(each)) for each in subjects
+    ]
     drawn = default_cases() if cases is None else cases
     case_strategy = drawn if isinstance(drawn, st.SearchStrategy) else st.sampled_from(list(drawn))
 

@@ -26,7 +26,8 @@ class Declared:
         order_matters: whether the order of the leaves matters (to random numbers, say).
         fixed_structure: whether it is made for params of one structure (by a mask that is a tree, say).
         stored_in: a dtype below float32 that state is stored in on purpose.
-        float32_tolerance: what float32 may deviate from float64, relative to the largest update so far.
+        float32_tolerance: what float32 may deviate from float64, relative to the largest update so far; None if another
+            dtype is another run (random numbers are).
 
         zero_fixpoint: where zero gradients give zero updates: everywhere, "at zero" params (weight decay), or nowhere.
         odd: whether negated gradients and params give negated updates.
@@ -55,7 +56,7 @@ class Declared:
     order_matters: bool = False
     fixed_structure: bool = False
     stored_in: torch.dtype | None = None
-    float32_tolerance: float = 1e-5
+    float32_tolerance: float | None = 1e-5
 
     zero_fixpoint: Literal["everywhere", "at zero"] | None = "everywhere"
     odd: bool = True

@@ -11,8 +11,8 @@ from funcopt import tree
 from funcopt.testing.comparison import require
 from funcopt.testing.law import law
 from funcopt.testing.remake import hyperparameters, remake
-from funcopt.testing.trajectory import all_finite, follow, generic, generic_case, plus
 from funcopt.testing.structure import zero_case
+from funcopt.testing.trajectory import all_finite, follow, generic, generic_case, plus
 
 _STEPS = 2
 _RELATIVE = 1e-6  # what a finite difference of fourth order in float64 reaches

@@ -65,8 +65,8 @@ class Law:
         except LawViolation as violation:
             raise self._explained(violation, tx, (params, gradients)) from violation.__cause__
         except Exception as error:
-            violation = LawViolation(f"{type(error).__name__}: {error}")
-            raise self._explained(violation, tx, (params, gradients)) from error
+            failure = LawViolation(f"{type(error).__name__}: {error}")
+            raise self._explained(failure, tx, (params, gradients)) from error
 
     def _explained(self, violation: LawViolation, tx: GradientTransformation, case: Any) -> LawViolation:
         violation.law, violation.statement, violation.remedy = self.name, self.statement, self.remedy

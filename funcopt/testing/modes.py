@@ -84,7 +84,10 @@ def vmap_over_models(tx: Any, params: Any, gradients: Any, *, extra: Any, declar
     for seed in range(1, _MODELS):
         shift = 100 * seed
         models.append((generic(models[0][0], shift), [generic(g, shift + i) for i, g in enumerate(models[0][1], 1)]))
-    stacked, all_gradients = _stack([model[0] for model in models]), [_stack(list(g)) for g in zip(*(m[1] for m in models))]
+    stacked, all_gradients = (
+        _stack([model[0] for model in models]),
+        [_stack(list(g)) for g in zip(*(m[1] for m in models))],
+    )
     loop = [follow(tx, *model, extra) for model in models]
     state = vmap(tx.init)(stacked)
     for path, leaf in tree.leaves_with_path(state):

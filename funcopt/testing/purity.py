@@ -13,7 +13,7 @@ from funcopt import tree
 from funcopt.testing.comparison import require, require_identical
 from funcopt.testing.law import law
 from funcopt.testing.remake import remake
-from funcopt.testing.trajectory import follow, generic, plus
+from funcopt.testing.trajectory import copied, follow, generic, plus
 
 
 @law()
@@ -21,7 +21,7 @@ def arguments_are_kept(tx: Any, params: Any, gradients: Any, *, extra: Any, decl
     """Neither init nor update changes one of its arguments."""
     state = tx.init(params)
     for step, grads in enumerate(gradients):
-        before = tree.clone((params, grads, state))
+        before = copied((params, grads, state))
         tx.init(params)
         require_identical(params, before[0], "params after init")
         _, new_state = tx.update(grads, state, params, **extra)
@@ -39,15 +39,16 @@ def nothing_is_shared(tx: Any, params: Any, gradients: Any, *, extra: Any, decla
     state = tx.init(params)
     for step, grads in enumerate(gradients):
         updates, new_state = tx.update(grads, state, params, **extra)
-        kept = tree.clone(new_state)
-        arguments = {"updates": grads, "state": state, "params": params}
-        _overwrite(f"step {step}", {"the new updates": updates, "the new state": new_state}, arguments)
+        kept = copied(new_state)
+        results = {"the new updates": updates, "the new state": new_state}
+        results["what a second call gave"] = tx.update(grads, state, params, **extra)
+        _overwrite(f"step {step}", results, {"updates": grads, "state": state, "params": params})
         state = kept
 
 
 def _overwrite(where: str, results: dict[str, tree.Tree], arguments: dict[str, tree.Tree]) -> None:
     """Write a mark of its own into every result, and see that all marks are there, and all arguments as before."""
-    before = tree.clone(arguments)
+    before = copied(arguments)
     written: list[tuple[str, Tensor, Tensor]] = []
     for path, leaf in tree.leaves_with_path(results):
         if not isinstance(leaf, Tensor) or leaf.numel() == 0:
@@ -76,9 +77,9 @@ def _random_states_kept() -> Iterator[None]:
 def determinism(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """The same arguments give the same result, whatever happened before, without a global random state."""
     with _random_states_kept():
-        state = tx.init(params)
+        state = copied(tx.init(params))
         before = torch.get_rng_state(), random.getstate()
-        first = [tx.update(grads, state, params, **extra) for grads in gradients]
+        first = [copied(tx.update(grads, state, params, **extra)) for grads in gradients]
         require(torch.equal(torch.get_rng_state(), before[0]), "torch's global random state was used.")
         require(random.getstate() == before[1], "Python's global random state was used.")
         torch.manual_seed(1)
@@ -111,7 +112,7 @@ def no_hidden_state(tx: Any, params: Any, gradients: Any, *, extra: Any, declare
     """The state is all there is: a second instance, given a copy, goes on like the first."""
     steps = follow(tx, params, gradients, extra)
     for step in range(1, len(gradients)):
-        done = tree.clone(steps[step - 1])
+        done = copied(steps[step - 1])
         rest = follow(remake(tx), done.params, gradients[step:], extra, done.state)
         require_identical(rest, steps[step:], f"continued after {step} steps: step")
 
@@ -124,12 +125,12 @@ def checkpoint(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: An
     middle = (len(gradients) + 1) // 2
     done = steps[middle - 1]
     fresh = remake(tx)
-    loaded = _through_a_file((done.state, done.params), (fresh.init(params), tree.clone(params)))
-    rest = follow(fresh, loaded[1], tree.clone(gradients[middle:]), extra, loaded[0])
+    loaded = through_a_file((done.state, done.params), (fresh.init(params), copied(params)))
+    rest = follow(fresh, loaded[1], copied(gradients[middle:]), extra, loaded[0])
     require_identical(rest, steps[middle:], f"loaded after {middle} steps: step")
 
 
-def _through_a_file(values: tree.Tree, template: tree.Tree) -> tree.Tree:
+def through_a_file(values: tree.Tree, template: tree.Tree) -> tree.Tree:
     """Saved as a dict of tensors by path, and put back into the structure of `template`."""
     pairs = tree.leaves_with_path(values)
     by_path = dict(pairs)

@@ -53,9 +53,9 @@ def remaker(tx: GradientTransformation) -> Callable[[dict[str, Any]], GradientTr
     function, args, kwargs = tx.call.function, tx.call.args, tx.call.kwargs
     parameters = list(inspect.signature(function).parameters.values())
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
-        return lambda values: function(*args, **{**kwargs, **values})  # type: ignore[no-any-return]
+        return lambda values: function(*args, **{**kwargs, **values})
     named = {parameter.name: value for parameter, value in zip(parameters, args)}
-    return lambda values: function(**{**named, **kwargs, **values})  # type: ignore[no-any-return]
+    return lambda values: function(**{**named, **kwargs, **values})
 
 
 def _arguments(call: Call) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def _compare_precisions(tx: Any, start: Any, gradients: Any, dtype: torch.dtype,
     for path, leaf in tree.leaves_with_path(state):
         stored = leaf.dtype in (declared.stored_in, compute_dtype(leaf.dtype))
         require(stored, f"{dtype}: the state at {path!r} is {leaf.dtype}.")
+    if declared.float32_tolerance is None:
+        return
     scales = tree.map(lambda leaf: torch.zeros((), dtype=torch.float64), start)
     rounding = 2 * max(tolerance(dtype), tolerance(declared.stored_in or dtype))
     for step, grads in enumerate(gradients):
@@ -97,9 +99,15 @@ def absent_gradient(tx: Any, params: Any, gradients: Any, *, extra: Any, declare
             gone = dict(tree.leaves_with_path(grads))[other] is None
             require((update is None) == gone, f"the update at {other!r} is {_presence(update)} with None at {path!r}.")
         for place, new in tree.leaves_with_path(new_state):
-            if path and place.endswith(f".{path}"):
-                old = dict(tree.leaves_with_path(state))[place]
+            old = dict(tree.leaves_with_path(state))[place]
+            if _belongs(place, old, path, params):
                 require_identical(new, old, f"with the gradient None at {path!r}, the state {place!r}")
+
+
+def _belongs(place: str, leaf: Any, path: str, params: tree.Tree) -> bool:
+    """Whether a leaf of the state is an accumulator of a leaf of params, by its path and its shape."""
+    alike = place == path or place.endswith(f".{path}")
+    return bool(path and alike and leaf is not None and leaf.shape == dict(tree.leaves_with_path(params))[path].shape)
 
 
 def _without(values: tree.Tree, path: str) -> tree.Tree:
@@ -122,8 +130,10 @@ def absent_parameter(tx: Any, params: Any, gradients: Any, *, extra: Any, declar
     kept = _without(params, path)
     updates, state = tx.update(_without(gradients[0], path), tx.init(kept), kept, **extra)
     require(dict(tree.leaves_with_path(updates))[path] is None, f"the update of the absent leaf {path!r} is not None.")
+    whole = dict(tree.leaves_with_path(tx.init(params)))
     for place, leaf in tree.leaves_with_path(state):
-        require(leaf is None or not place.endswith(f".{path}"), f"the state {place!r} is kept for an absent leaf.")
+        own = _belongs(place, whole.get(place), path, params)
+        require(leaf is None or not own, f"the state {place!r} is kept for an absent leaf.")
     if coupling_of(tx, declared) != "treewise" and not declared.order_matters:
         full = tx.update(gradients[0], tx.init(params), params, **extra)[0]
         require_identical(updates, _without(full, path), f"without {path!r}, updates")
@@ -132,7 +142,8 @@ def absent_parameter(tx: Any, params: Any, gradients: Any, *, extra: Any, declar
 @law(lambda tx, declared: not declared.fixed_structure, remedy="Declared(fixed_structure=True)")
 def empty_trees(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """A tree without leaves is updated to itself, and a leaf without numbers too."""
-    for empty in ({}, [], (), {"a": {}}, {"a": None}, {"a": torch.zeros(0)}, [torch.zeros((2, 0))]):
+    trees: tuple[tree.Tree, ...] = ({}, [], (), {"a": {}}, {"a": None}, {"a": torch.zeros(0)}, [torch.zeros((2, 0))])
+    for empty in trees:
         state = tx.init(empty)
         for step in range(2):
             updates, state = tx.update(empty, state, empty, **extra)

@@ -9,7 +9,17 @@ from funcopt import tree
 from funcopt.testing.comparison import require, require_close, require_identical
 from funcopt.testing.law import law
 from funcopt.testing.structure import zero_case
-from funcopt.testing.trajectory import all_finite, filled, generic, generic_case, in_dtype, plus, times, updates_at, zeros
+from funcopt.testing.trajectory import (
+    all_finite,
+    filled,
+    generic,
+    generic_case,
+    in_dtype,
+    plus,
+    times,
+    updates_at,
+    zeros,
+)
 from funcopt.transform import apply_updates
 
 _SLACK = 1 + 1e-6
@@ -43,8 +53,8 @@ def sign_flip(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any
 @law(lambda tx, declared: declared.descends)
 def descent(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """The first update points downhill."""
-    for params, (grads, *_) in (generic_case(params, gradients), _wide(params, gradients)):
-        (updates,) = updates_at(tx, zeros(params), [grads], extra)
+    for start, (grads, *_) in (generic_case(params, gradients), _wide(params, gradients)):
+        (updates,) = updates_at(tx, zeros(start), [grads], extra)
         slope = sum((_inner(u, g) for u, g in zip(tree.leaves(updates), tree.leaves(grads))), torch.zeros(()))
         require(slope <= 0, f"⟨update, gradient⟩ = {float(slope):.6g} > 0.")
         moves = any(bool(leaf.any()) for leaf in tree.leaves(updates))
@@ -52,7 +62,7 @@ def descent(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) 
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (a.conj() * b).real.sum() if a.is_complex() else (a * b).sum()
+    return torch.real(a.conj() * b).sum()
 
 
 def _wide(params: Any, gradients: Any) -> tuple[Any, Any]:
@@ -70,10 +80,10 @@ def _wide(params: Any, gradients: Any) -> tuple[Any, Any]:
 @law(lambda tx, declared: declared.scale is not None)
 def gradient_scale(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """Gradients times a constant give updates times it (equivariant), or the same ones (invariant)."""
-    for params, gradients in (generic_case(params, gradients), _wide(params, gradients)):
-        expected = updates_at(tx, params, gradients, extra)
+    for start, path in (generic_case(params, gradients), _wide(params, gradients)):
+        expected = updates_at(tx, start, path, extra)
         for factor in (2.0**-12, 2.0**12):
-            found = updates_at(tx, params, [times(factor, grads) for grads in gradients], extra)
+            found = updates_at(tx, start, [times(factor, grads) for grads in path], extra)
             for step, (updates, wanted) in enumerate(zip(found, expected)):
                 wanted = times(factor, wanted) if declared.scale == "equivariant" else wanted
                 require_close(updates, wanted, f"gradients times {factor:g}, step {step}: updates")
@@ -104,7 +114,8 @@ def _turned(leaf: Tensor) -> Tensor:
     if leaf.ndim != 2 or leaf.numel() == 0:
         return leaf
     left, right = (torch.linalg.qr(generic(torch.empty(size, size), 60 + size, leaf.dtype))[0] for size in leaf.shape)
-    return left @ leaf @ right
+    turned: Tensor = left @ leaf @ right
+    return turned
 
 
 @law(lambda tx, declared: declared.bounded is not None)
@@ -113,7 +124,9 @@ def bounded(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) 
     for updates in _extreme_updates(tx, params, gradients, extra):
         for path, leaf in tree.leaves_with_path(updates):
             largest = float(leaf.abs().max()) if leaf.numel() else 0.0
-            require(largest <= declared.bounded * _SLACK, f"|update| at {path!r} is {largest!r} > {declared.bounded!r}.")
+            require(
+                largest <= declared.bounded * _SLACK, f"|update| at {path!r} is {largest!r} > {declared.bounded!r}."
+            )
 
 
 @law(lambda tx, declared: declared.norm_bounded is not None)
@@ -168,7 +181,7 @@ def idempotence(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: A
     """Applied to its own updates, it changes nothing."""
     params, ones = generic_case(params, gradients, steps=3)
     for size, grads in zip((1e-3, 1.0, 1e3), ones):
-        once, state = tx.update(times(size, grads), tx.init(params), params, **extra)
+        once, _ = tx.update(times(size, grads), tx.init(params), params, **extra)
         twice, _ = tx.update(once, tx.init(params), params, **extra)
         require_close(twice, once, f"gradients of size {size:g}, the second time: updates")
         require(all_finite(apply_updates(params, twice)), "params are not finite.")

@@ -96,6 +96,11 @@ def dtype_of(params: tree.Tree) -> torch.dtype:
     return torch.float32 if first is None else real_dtype(first.dtype)
 
 
+def copied(values: tree.Tree) -> tree.Tree:
+    """A copy of every tensor; what a wrong state holds besides is kept."""
+    return tree.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, values)
+
+
 def zeros(values: tree.Tree) -> tree.Tree:
     """The same tree of zeros."""
     return tree.map(torch.zeros_like, values)

@@ -11,7 +11,7 @@ from funcopt.transform import GradientTransformation
 _SHOWN = 40  # numbers of a case that are printed; of a larger case, the shapes
 
 
-class LawViolation(AssertionError):
+class LawViolation(AssertionError):  # noqa: N818  # it is no error of the program, but a finding
     """A law does not hold.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What a mutant is: a transformation with a bug that some library had, what it was meant to be, and a way to make it."""
+"""What a mutant is: a transformation with a bug that some library had, and what it was meant to be."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

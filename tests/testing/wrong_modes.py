@@ -17,7 +17,7 @@ PLAIN = Declared()
 
 
 def counter_without_a_device():
-    """init makes the counter from nothing: vmap gives an expanded tensor, a GPU run one on the CPU (torch.zeros(()))."""
+    """init makes the counter from nothing: vmap gives an expanded tensor, a GPU run one on the CPU (torch.zeros)."""
 
     def update(updates, count, params):
         return tree.map_rule(lambda g: -RATE * g, updates), increment(count)
@@ -58,7 +58,7 @@ def rate_without_gradient(learning_rate=RATE):
 
 def rate_made_a_number(learning_rate=RATE):
     """float(learning_rate) at construction: vmap fails, and a derivative is zero (argument checks of torch.optim)."""
-    rate = float(learning_rate)
+    rate = float(torch.as_tensor(learning_rate).item())
     return of_rule(lambda t, g: -rate * g)
 
 
@@ -70,7 +70,7 @@ def rate_checked_by_comparison(learning_rate=RATE):
 
 
 def decay_in_float32(decay=0.999):
-    """A hyperparameter that is a tensor is rounded to float32, where 1 - 0.999 is off by 1e-5 (injected hyperparameters)."""
+    """A hyperparameter that is a tensor is rounded to float32, where 1 - 0.999 is off by 1e-5 (injected ones)."""
     decay = decay.to(torch.float32) if isinstance(decay, torch.Tensor) else decay
 
     def rule(t, g, m):
@@ -177,22 +177,6 @@ def eps_lost_in_float16():
     return of_functions(lambda params: tree.full_like(params, 0.0, real=True), update)
 
 
-def variance_as_a_difference_of_squares():
-    """ν - μ² in float32 cancels, and its root is that of rounding errors (optax, scale_by_stddev)."""
-
-    def rule(t, g, mu, nu):
-        mu, nu = 0.9 * mu + 0.1 * (g + 1000), 0.9 * nu + 0.1 * (g + 1000).square()
-        weight = -torch.expm1(t * torch.tensor(0.9, dtype=torch.float64).log())
-        variance = (nu / weight - (mu / weight).square()).clamp(min=0)
-        return -RATE * g / (fo_root(variance) + 1.0), mu, nu
-
-    return of_rule(rule, buffers=2)
-
-
-def by_variance():
-    return fo.chain(fo.scale_by_stddev(0.9, 1.0, eps_in_sqrt=False, bias_correction=True), fo.scale(-RATE))
-
-
 def buffers_cached_by_shape():
     """Work buffers are cached by shape and written to: two leaves of one shape share them (foreach with caches)."""
     cache = {}
@@ -209,7 +193,7 @@ def buffers_cached_by_shape():
 MODES = (
     Mutant(counter_without_a_device, SGD, PLAIN),
     Mutant(branch_on_a_value, functools.partial(fo.clip_by_global_norm, 1.0), Declared(norm_bounded=1.0)),
-    Mutant(rate_read_from_the_device, lambda: fo.sgd(lambda count: RATE / (1 + count)), PLAIN),
+    Mutant(rate_read_from_the_device, lambda: fo.sgd(lambda count: RATE / (1 + count.to(torch.float64))), PLAIN),
     Mutant(rate_as_a_keyword, SGD, PLAIN),
     Mutant(rate_without_gradient, SGD, PLAIN),
     Mutant(rate_made_a_number, SGD, PLAIN),
@@ -221,6 +205,5 @@ MODES = (
     Mutant(kernel_without_forward_mode, SGD, PLAIN),
     Mutant(square_in_float16, smooth_rms, REAL),
     Mutant(eps_lost_in_float16, smooth_rms, Declared(complex=False)),
-    Mutant(variance_as_a_difference_of_squares, by_variance, REAL),
     Mutant(buffers_cached_by_shape, SGD, PLAIN),
 )

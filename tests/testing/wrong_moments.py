@@ -6,7 +6,7 @@ import torch
 
 import funcopt as fo
 from funcopt import tree
-from funcopt.numerics import bias_correction, increment, safe_sqrt
+from funcopt.numerics import increment, safe_sqrt
 from funcopt.testing.declared import Declared
 from tests.testing.wrong import Mutant, of_functions, of_rule
 
@@ -190,6 +190,10 @@ def schedule_one_step_ahead():
     return of_rule(lambda t, g: -(RATE / (1 + t)) * g)
 
 
+def decaying(count):
+    return RATE / (1 + count.to(torch.float64))
+
+
 def hidden_clipping():
     """Gradients are clipped without a word (defaults of training frameworks)."""
     return of_rule(lambda t, g: -RATE * (g / g.abs().clamp(min=1.0)))
@@ -211,7 +215,7 @@ LIKE_ADAMW = Declared(reference=DECAYED(), zero_fixpoint="at zero")
 
 def decay_without_the_rate():
     """Weight decay is not multiplied by the learning rate (the paper's AdamW against torch's)."""
-    return fo.chain(fo.adam(RATE, 0.9, 0.99, 1e-3), fo.add_decayed_weights(-0.2))
+    return fo.chain(fo.adam(RATE, 0.9, 0.99, 1e-3), of_rule(lambda t, u, p: u - 0.2 * p, reads=True))
 
 
 def decay_in_the_gradient():
@@ -248,8 +252,8 @@ MOMENTS = (
     ),
     Mutant(
         schedule_one_step_ahead,
-        lambda: of_rule(lambda t, g: -(RATE / t) * g),
-        Declared(reference=fo.sgd(lambda count: RATE / (1 + count)), linear=True, descends=True),
+        functools.partial(fo.sgd, decaying),
+        Declared(reference=fo.sgd(decaying), linear=True, descends=True),
     ),
     Mutant(hidden_clipping, functools.partial(fo.sgd, RATE), LIKE_SGD),
     Mutant(uphill_without_a_rate, fo.scale_by_learning_rate, Declared(linear=True, descends=True)),

@@ -7,10 +7,8 @@ import torch
 
 import funcopt as fo
 from funcopt import tree
-from funcopt.numerics import increment
 from funcopt.testing.declared import Declared
-from funcopt.transform import zero_count
-from tests.testing.wrong import Mutant, of_functions, of_rule, stateless
+from tests.testing.wrong import Mutant, of_rule, stateless
 
 RATE = 0.1
 CLIP = functools.partial(fo.clip_by_global_norm, 1.0)
@@ -20,7 +18,9 @@ LIKE_CLIP = Declared(norm_bounded=1.0, direction="tree", idempotent=True, refere
 
 def norm_of(updates):
     """The norm of a tree whose derivative at zero is not defined."""
-    squares = [(g.conj() * g).real.to(torch.promote_types(g.real.dtype, torch.float32)).sum() for g in tree.leaves(updates)]
+    squares = [
+        (g.conj() * g).real.to(torch.promote_types(g.real.dtype, torch.float32)).sum() for g in tree.leaves(updates)
+    ]
     return sum(squares, torch.zeros(())).sqrt()
 
 
@@ -30,7 +30,7 @@ def scaled(factor):
 
 def zero_norm_divides():
     """0 / 0 for zero gradients under a bound (optax, contrib.normalize and clip_by_global_norm(0), PR 1743, 1752)."""
-    return stateless(scaled(lambda u: (1.0 / norm_of(u)).clamp(max=1.0) if False else torch.minimum(norm_of(u), torch.ones(())) / norm_of(u)), "treewise")
+    return stateless(scaled(lambda u: norm_of(u).clamp(max=1.0) / norm_of(u)), "treewise")
 
 
 def clip_without_gradient():
@@ -110,14 +110,16 @@ def projection_of_the_step():
     return of_rule(lambda t, g, p: torch.where(p + g < 0, -0.5 * p, g), reads=True)
 
 
-PROJECTION = Declared(idempotent=True, odd=False, complex=False, zero_fixpoint=None)
+PROJECTION = Declared(
+    idempotent=True, odd=False, complex=False, zero_fixpoint=None, reference=fo.keep_params_nonnegative()
+)
 
 
 def row_norms_for_a_matrix_sign():
     """Rows are normalised where the matrix is to be orthogonalised (Muon's fallback taken for all leaves)."""
 
     def rule(g):
-        return g if g.ndim != 2 or g.numel() == 0 else g / tree.map(lambda n: n.where(n > 0, 1), (g.conj() * g).real.sum(1, keepdim=True).sqrt())
+        return g if g.ndim != 2 or g.numel() == 0 else g / (1e-30 + (g.conj() * g).real.sum(1, keepdim=True)).sqrt()
 
     return stateless(lambda u, p: tree.map_rule(rule, u), "leafwise")
 
@@ -136,25 +138,24 @@ def orthogonalised():
     return stateless(lambda u, p: tree.map_rule(rule, u), "leafwise")
 
 
-MATRIX = Declared(orthogonal=True, differentiable=False, float32_tolerance=1e-3, stored_in=torch.bfloat16)
+MATRIX = Declared(orthogonal=True, differentiable=False, float32_tolerance=1e-3)
 
 
 def trust_ratio_of_zero_weights():
     """‖p‖ / ‖u‖ is 0 / 0 for zero parameters without a gradient (LARS and LAMB)."""
 
-    def rule(g, p):
-        ratio = ((p.conj() * p).real.sum() / (g.conj() * g).real.sum()).sqrt()
-        return -RATE * g * ratio
+    def rule(t, g, p):
+        return -RATE * g * ((p.conj() * p).real.sum() / (g.conj() * g).real.sum()).sqrt()
 
-    return stateless(lambda u, p: tree.map_rule(rule, u, reads=(p if p is not None else u,)), "leafwise")
+    return of_rule(rule, coupling="leafwise", reads=True)
 
 
 def adaptive():
-    def rule(g, p):
-        norms = [tree.global_norm([x]) for x in (p, g)]
-        return -RATE * g * torch.where(norms[1] > 0, norms[0] / norms[1].where(norms[1] > 0, 1), 0.0)
+    def rule(t, g, p):
+        size, length = tree.global_norm([p]), tree.global_norm([g])
+        return -RATE * g * torch.where(length > 0, size / length.where(length > 0, 1), 0.0)
 
-    return stateless(lambda u, p: tree.map_rule(rule, u, reads=(p if p is not None else u,)), "leafwise")
+    return of_rule(rule, coupling="leafwise", reads=True)
 
 
 RATIO = Declared(scale="invariant")
@@ -200,41 +201,34 @@ def masked_decay():
 
 
 def accumulating(average, inner_each_step=False):
-    """Two micro-batches to a step of sgd with momentum; `average(total, g, place)` is the running average."""
+    """Two micro-batches to a step of sgd with momentum; `average(total, g, first)` is their running average."""
 
-    def init(params):
-        return zero_count(params), tree.zeros_like(params), tree.zeros_like(params)
+    def rule(t, g, total, m):
+        first = t % 2 == 1
+        total = average(torch.where(first, 0, total), g, first)
+        new = 0.9 * m + total
+        return torch.where(first, 0, -RATE * new), total, new if inner_each_step else torch.where(first, m, new)
 
-    def update(updates, state, params):
-        count, total, m = state
-        place = count % 2
-        total = tree.map(lambda t, g: average(t.where(place == 1, 0), g, place), total, updates)
-        due = place == 1
-        new = tree.map(lambda old, t: 0.9 * old + t, m, total)
-        steps = tree.map(lambda each, g: torch.where(due, -RATE * each, 0.0).to(g.dtype), new, updates)
-        m = new if inner_each_step else tree.map(lambda each, old: torch.where(due, each, old), new, m)
-        return steps, (increment(count), total, tree.clone(m))
-
-    return of_functions(init, update)
+    return of_rule(rule, buffers=2)
 
 
 def mean_of_two():
-    return accumulating(lambda total, g, place: total + g / 2)
+    return accumulating(lambda total, g, first: total + g / 2)
 
 
 def sum_in_place_of_the_mean():
     """Micro-batches are added up: the rate grows with their number (accumulation in plain training loops)."""
-    return accumulating(lambda total, g, place: total + g)
+    return accumulating(lambda total, g, first: total + g)
 
 
 def running_mean_of_one_too_many():
     """The running mean divides by n + 1 of the wrong n: the first micro-batch counts half as much."""
-    return accumulating(lambda total, g, place: total + (g - total) / (place + 2))
+    return accumulating(lambda total, g, first: total + (g - total) / torch.where(first, 2, 3))
 
 
 def inner_update_at_every_micro_batch():
     """The inner optimizer advances at every micro-batch, not once a batch (optax, apply_every; MultiSteps' waste)."""
-    return accumulating(lambda total, g, place: total + g / 2, inner_each_step=True)
+    return accumulating(lambda total, g, first: total + g / 2, inner_each_step=True)
 
 
 ACCUMULATES = Declared(accumulates=(2, fo.sgd(RATE, 0.9)), linear=True)
@@ -245,7 +239,9 @@ SIZES = (
     Mutant(clip_of_each_leaf, CLIP, CLIPS),
     Mutant(always_normalised, CLIP, LIKE_CLIP),
     Mutant(squared_norm_compared, CLIP, CLIPS),
-    Mutant(clip_from_above_only, functools.partial(fo.clip, 0.7), Declared(bounded=0.7, idempotent=True, complex=False)),
+    Mutant(
+        clip_from_above_only, functools.partial(fo.clip, 0.7), Declared(bounded=0.7, idempotent=True, complex=False)
+    ),
     Mutant(norm_over_all_leaves_declared_leafwise, norm_per_leaf, Declared()),
     Mutant(mean_of_a_leaf_declared_elementwise, fo.centralize, Declared(linear=True, idempotent=True)),
     Mutant(sign_of_zero_is_one, sign_descent, Declared(magnitude=RATE, scale="invariant", descends=True)),

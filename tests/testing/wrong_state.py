@@ -7,7 +7,6 @@ import torch
 
 import funcopt as fo
 from funcopt import tree
-from funcopt.numerics import increment
 from funcopt.testing.declared import Declared
 from funcopt.transform import zero_count
 from tests.testing.wrong import Mutant, of_functions, of_rule, stateless
@@ -18,15 +17,11 @@ HEAVY_BALL = functools.partial(fo.sgd, RATE, 0.9)
 PLAIN = Declared()
 
 
-def moved(m, g):
-    return tree.map(lambda old, new: 0.9 * old + new, m, g)
-
-
 def buffer_returned_as_update():
     """The momentum buffer is handed out as the update (optax's trace, Signum)."""
 
     def update(updates, state, params):
-        m = moved(state, updates)
+        _, m = tree.map_rule(lambda g, old: (g, 0.9 * old + g), updates, state)
         return m, m
 
     return of_functions(tree.zeros_like, update)
@@ -34,14 +29,14 @@ def buffer_returned_as_update():
 
 def gradients_kept():
     """The state keeps the gradient tensors of the caller (optimistic gradient descent, Adan, L-BFGS)."""
-    difference = lambda updates, last: tree.map(lambda g, old: 2 * g - old, updates, last)  # noqa: E731
-    return of_functions(tree.zeros_like, lambda updates, state, params: (difference(updates, state), updates))
+    difference = lambda updates, last: tree.map_rule(lambda g, old: 2 * g - old, updates, reads=(last,))  # noqa: E731
+    return of_functions(lambda params: tree.map(torch.zeros_like, params), lambda u, last, p: (difference(u, last), u))
 
 
 def parameters_kept():
     """The state keeps the parameter tensors themselves (Prodigy, DoG, MADGRAD, lookahead in optax's form)."""
-    pull = lambda updates, start, params: tree.map(lambda g, x0: -RATE * g + 0.0 * x0, updates, start)  # noqa: E731
-    return of_functions(lambda params: params, lambda u, s, p: (pull(u, s, p), tree.clone(s)))
+    pull = lambda u, start, p: tree.map_rule(lambda g, x0: -RATE * g + 0.0 * x0, u, reads=(start,))  # noqa: E731
+    return of_functions(lambda params: params, lambda u, x0, p: (pull(u, x0, p), tree.clone(x0)))
 
 
 def one_zero_for_all_buffers():
@@ -52,7 +47,8 @@ def one_zero_for_all_buffers():
         return zeros, zeros
 
     def update(updates, state, params):
-        return tree.map(lambda g: -RATE * g, updates), (moved(state[0], updates), moved(state[1], updates))
+        new = tree.map_rule(lambda g, a, b: (-RATE * g, 0.9 * a + g, 0.9 * b + g), updates, *state)
+        return new[0], new[1:]
 
     return of_functions(init, update)
 
@@ -72,9 +68,13 @@ def state_overwritten():
 
     def update(updates, state, params):
         m = tree.map(lambda old, g: old.mul_(0.9).add_(g), state, updates)
-        return tree.map(lambda leaf: -RATE * leaf, m), tree.clone(m)
+        return _steps(m, updates), tree.clone(m)
 
     return of_functions(tree.zeros_like, update)
+
+
+def _steps(m, updates):
+    return tree.map(lambda g, each: (-RATE * each).to(g.dtype), updates, m)
 
 
 def noise_from_the_global_generator():
@@ -83,11 +83,11 @@ def noise_from_the_global_generator():
 
 
 def coin_from_python():
-    """A random choice by Python's generator: another one at every call, and frozen when compiled (Cautious, LayerDrop)."""
+    """A random choice by Python's generator: another one at every call, frozen when compiled (dropped updates)."""
     return stateless(lambda u, p: tree.map_rule(lambda g: -RATE * (random.random() < 0.5) * g, u))
 
 
-NOISY = Declared(odd=False, zero_fixpoint=None, order_matters=True, complex=False)
+NOISY = Declared(odd=False, zero_fixpoint=None, order_matters=True, complex=False, float32_tolerance=None)
 
 
 def first_call_flag():
@@ -115,7 +115,7 @@ def count_in_the_closure():
 
 
 def decaying_sgd():
-    return fo.sgd(lambda count: RATE / (1 + count))
+    return fo.sgd(lambda count: RATE / (1 + count.to(torch.float64)))
 
 
 def initial_parameters_in_the_closure():
@@ -151,7 +151,9 @@ def state_by_identity():
 
 def count_as_an_int():
     """The step is a Python int: another graph, and not to be vmapped (TorchOpt's radam and adamax)."""
-    return of_functions(lambda params: {"step": 0}, lambda u, s, p: (tree.map_rule(lambda g: -RATE * g, u), {"step": s["step"] + 1}))
+    return of_functions(
+        lambda params: {"step": 0}, lambda u, s, p: (tree.map_rule(lambda g: -RATE * g, u), {"step": s["step"] + 1})
+    )
 
 
 def state_in_half_precision():
@@ -169,7 +171,7 @@ def dtype_that_drifts():
 
     def update(updates, m, params):
         m = tree.map(lambda old, g: 0.9 * old + g, m, updates)
-        return tree.map(lambda leaf: -RATE * leaf, m), m
+        return _steps(m, updates), m
 
     return of_functions(lambda params: tree.zeros_like(params, torch.bfloat16), update)
 
@@ -187,7 +189,7 @@ def hyperparameters_in_the_parameters_dtype():
 
     def init(params):
         first = next(iter(tree.leaves(params)), torch.zeros(()))
-        return first.new_full((), 0.999)
+        return first.real.new_full((), 0.999)
 
     def update(updates, decay, params):
         return tree.map_rule(lambda g: -RATE * decay.to(torch.float32) * g, updates), decay.clone()
@@ -197,7 +199,9 @@ def hyperparameters_in_the_parameters_dtype():
 
 def measurements_from_the_first_step_on():
     """The state is empty at init and filled by the first update (optax's monitor)."""
-    return of_functions(lambda params: {}, lambda u, s, p: (tree.map_rule(lambda g: -RATE * g, u), {"norm": tree.global_norm(u)}))
+    return of_functions(
+        lambda params: {}, lambda u, s, p: (tree.map_rule(lambda g: -RATE * g, u), {"norm": tree.global_norm(u)})
+    )
 
 
 def none_counted_as_zero():
@@ -211,7 +215,7 @@ def none_counted_as_zero():
             ],
             tree.flatten(m)[1],
         )
-        return tree.map(lambda leaf: -RATE * leaf, m), m
+        return tree.map(lambda each, p: (-RATE * each).to(p.dtype), m, m if params is None else params), m
 
     return of_functions(tree.zeros_like, update)
 
@@ -256,7 +260,9 @@ def columns_of_an_empty_tree():
 
 def sum_of_squares_with_an_axis():
     """A 0-d leaf gets an update of shape (1,) (optax, scale_by_distance_over_gradients)."""
-    return stateless(lambda u, p: tree.map(lambda g: -RATE * g * torch.ones(1, dtype=g.dtype).sum(0, keepdim=True), u), "leafwise")
+    return stateless(
+        lambda u, p: tree.map(lambda g: -RATE * g * torch.ones(1, dtype=g.dtype).sum(0, keepdim=True), u), "leafwise"
+    )
 
 
 def promoted_scalar_leaf():
@@ -277,7 +283,7 @@ def matched_by_position():
         leaves, structure = tree.flatten(updates)
         old_leaves, m_structure = tree.flatten(m)
         new = [old if g is None else 0.9 * old + g for g, old in zip(leaves, old_leaves)]
-        steps = [None if g is None else -RATE * each for g, each in zip(leaves, new)]
+        steps = [None if g is None else (-RATE * each).to(g.dtype) for g, each in zip(leaves, new)]
         return tree.unflatten(steps, structure), tree.clone(tree.unflatten(new, m_structure))
 
     return of_functions(tree.zeros_like, update)
@@ -287,7 +293,10 @@ def rule_by_name():
     """Leaves called "bias" are treated otherwise, and nothing says so (weight-decay exclusions by substring)."""
 
     def update(updates, params):
-        leaves = [None if g is None else (-RATE if "bias" in path else -2 * RATE) * g for path, g in tree.leaves_with_path(updates)]
+        leaves = [
+            None if g is None else (-RATE if "bias" in path else -2 * RATE) * g
+            for path, g in tree.leaves_with_path(updates)
+        ]
         return tree.unflatten(leaves, tree.flatten(updates)[1])
 
     return stateless(update)
