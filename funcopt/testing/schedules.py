@@ -1,5 +1,6 @@
 """Laws of schedules: functions of a count that are pure, finite, and, where declared, monotone."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -93,7 +94,7 @@ def vmap_over_counts(schedule: Schedule, counts: list[int]) -> None:
 def monotone_values(schedule: Schedule, counts: list[int], direction: str) -> None:
     """The values never fall (increasing), or never rise (decreasing)."""
     values = [float(_value(schedule, count)) for count in counts]
-    for start, (earlier, later) in enumerate(zip(values, values[1:])):
+    for start, (earlier, later) in enumerate(itertools.pairwise(values)):
         holds = earlier <= later if direction == "increasing" else earlier >= later
         at = f"from {counts[start]} to {counts[start + 1]}"
         require(holds, f"{at}: {earlier!r}, then {later!r}, which is not {direction}.")

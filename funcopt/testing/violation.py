@@ -25,7 +25,7 @@ class LawViolation(AssertionError):  # noqa: N818  # it is no error of the progr
     law = ""
     statement = ""
     remedy = ""
-    transformation: GradientTransformation | None = None
+    transformation: GradientTransformation | Any = None  # or a schedule
     case: tuple[tree.Tree, list[tree.Tree]] | None = None
     smallest = False  # whether the case has been shrunk
 

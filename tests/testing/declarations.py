@@ -95,5 +95,7 @@ SPECIAL: dict[str, tuple[Any, Declared]] = {
 
 def summed(gradients: list[Any], decay: float) -> list[Any]:
     """The updates of `trace` as they are defined: sums of powers of the decay."""
-    terms = [[(decay ** (step - i), grads) for i, grads in enumerate(gradients[: step + 1])] for step in range(8)]
-    return [tree.map(lambda *leaves: sum(leaves), *(tree.map(lambda g: w * g, g) for w, g in row)) for row in terms]
+    updates = [tree.map(torch.zeros_like, gradients[0])]
+    for grads in gradients:
+        updates.append(tree.map(lambda total, g: decay * total + g, updates[-1], grads))
+    return updates[1:]
