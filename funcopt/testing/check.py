@@ -1,6 +1,7 @@
 """`check`: a transformation under all laws that apply to it; `given_optimizer`: cases for tests of one's own."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from funcopt.testing.declared import Declared
 from funcopt.testing.law import Law
 from funcopt.testing.laws import LAWS
 from funcopt.testing.remake import as_transformation
+from funcopt.testing.strategies import gradient_sequences_for, hyperparameters, params as drawn_params
 from funcopt.testing.trajectory import dtype_of, generic
 from funcopt.testing.violation import LawViolation
 from funcopt.transform import GradientTransformation
@@ -46,7 +48,7 @@ def check(
         params: the params to check it on; unless given, cases are drawn.
         gradients: the gradients of a few steps, trees like `params`; unless given, normal numbers.
         cases: pairs of params and gradients, or a strategy that draws them.
-        max_examples: how many cases a law is checked on, if they are drawn. Laws that compile take a tenth.
+        max_examples: how many cases a law is checked on, if they are drawn; slow laws take a share.
         seed: of the draws; unless given, they are always the same.
 
     Raises:
@@ -82,7 +84,7 @@ def violations(
         cases = list(cases)
     for law in LAWS if laws is None else laws:
         if law.applies(tx, declared):
-            examples = max(1, max_examples // 10) if law.costly else max_examples
+            examples = math.ceil(law.share * max_examples)
             violation = _violation(law, tx, declared, cases, examples, seed)
             if violation is not None:
                 yield violation
@@ -143,7 +145,13 @@ def _quiet(max_examples: int, seed: int | None) -> Callable[[Any], Any]:
 
 def default_cases() -> st.SearchStrategy[Case]:
     """The cases that `check` draws: params of any kind, and the gradients of a few steps."""
-    return st.just(fixed_case())
+    return _drawn_cases()
+
+
+@st.composite
+def _drawn_cases(draw: st.DrawFn) -> Case:
+    drawn = draw(drawn_params())
+    return drawn, draw(gradient_sequences_for(drawn, st.integers(2, 4)))
 
 
 def fixed_case(dtype: torch.dtype = torch.float64, steps: int = 3) -> Case:
@@ -167,9 +175,9 @@ def given_optimizer(
 ) -> Callable[[Callable[..., None]], Callable[[], None]]:
     """Decorate a test: it is called with drawn cases of a transformation, which it takes by name.
 
-    The test names what it wants of `tx`, `params` and `gradients`. A subject is a transformation, a factory, or a
-    strategy for transformations; each is drawn from all that are given. Laws can be called in the test, and anything
-    else asserted; pytest shows the smallest case that fails.
+    The test names what it wants of `tx`, `params` and `gradients`. A subject is a transformation, a factory, whose
+    hyperparameters are then drawn, or a strategy for transformations; each is drawn from all that are given. Laws can
+    be called in the test, and anything else asserted; pytest shows the smallest case that fails.
 
     >>> @given_optimizer(sgd(0.1), adam(0.1), max_examples=5)
     ... def test_moves_no_further_than_its_rate(tx, params, gradients):
@@ -180,9 +188,7 @@ def given_optimizer(
     """
     if not subjects:
         raise TypeError("given_optimizer: give at least one transformation, factory or strategy for transformations.")
-    strategies = [
-        each if isinstance(each, st.SearchStrategy) else st.just(as_transformation(each)) for each in subjects
-    ]
+    strategies = [_transformations_of(each) for each in subjects]
     drawn = default_cases() if cases is None else cases
     case_strategy = drawn if isinstance(drawn, st.SearchStrategy) else st.sampled_from(list(drawn))
 
@@ -202,3 +208,11 @@ def given_optimizer(
         return run  # type: ignore[no-any-return]
 
     return decorate
+
+
+def _transformations_of(subject: Subject | st.SearchStrategy[GradientTransformation]) -> st.SearchStrategy[Any]:
+    if isinstance(subject, st.SearchStrategy):
+        return subject
+    if isinstance(subject, GradientTransformation):
+        return st.just(subject)
+    return hyperparameters(subject).map(lambda arguments: subject(**arguments))

@@ -25,7 +25,7 @@ def _differentiable(tx: Any, declared: Any) -> bool:
 _REMEDY = "Declared(differentiable=False) if it rounds or stops gradients on purpose"
 
 
-@law(_differentiable, remedy=_REMEDY)
+@law(_differentiable, share=0.25, remedy=_REMEDY)
 def derivative_in_gradients(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """Derivatives in the gradients equal finite differences, in forward and in reverse mode."""
     params, gradients = generic_case(params, gradients, steps=_STEPS)
@@ -37,7 +37,7 @@ def derivative_in_gradients(tx: Any, params: Any, gradients: Any, *, extra: Any,
     _require_derivative(fn, 0.0, "in the gradients")
 
 
-@law(_differentiable, remedy=_REMEDY)
+@law(_differentiable, share=0.25, remedy=_REMEDY)
 def derivative_in_params(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """Derivatives in the params equal finite differences, in forward and in reverse mode."""
     params, gradients = generic_case(params, gradients, steps=_STEPS)
@@ -51,6 +51,7 @@ def derivative_in_params(tx: Any, params: Any, gradients: Any, *, extra: Any, de
 
 @law(
     lambda tx, declared: _differentiable(tx, declared) and bool(hyperparameters(tx, declared)),
+    share=0.25,
     remedy="Declared(hyperparameters=...) with those that are differentiated",
 )
 def derivative_in_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
@@ -64,7 +65,7 @@ def derivative_in_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra
         _require_derivative(fn, value, f"in {name}")
 
 
-@law(_differentiable, remedy=_REMEDY)
+@law(_differentiable, share=0.25, remedy=_REMEDY)
 def derivatives_finite_at_zero(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """Derivatives in gradients, params and hyperparameters are finite where gradients, and then params, are zero."""
     for dtype in (torch.float32, torch.float64):

@@ -18,13 +18,13 @@ class Law:
         function: the check itself.
         applies: whether it says anything about a transformation that is declared so.
         remedy: what to declare where it is not meant to hold, or "".
-        costly: whether it compiles.
+        share: of the examples asked for, the part that it is checked on: what takes long is checked on fewer.
     """
 
     function: Callable[..., None]
     applies: Callable[[GradientTransformation, Declared], bool]
     remedy: str = ""
-    costly: bool = False
+    share: float = 1.0
 
     @property
     def name(self) -> str:
@@ -79,12 +79,12 @@ def _always(tx: GradientTransformation, declared: Declared) -> bool:
 
 
 def law(
-    applies: Callable[[GradientTransformation, Declared], bool] = _always, *, remedy: str = "", costly: bool = False
+    applies: Callable[[GradientTransformation, Declared], bool] = _always, *, remedy: str = "", share: float = 1.0
 ) -> Callable[[Callable[..., None]], Law]:
     """Make a law of a function `check(tx, params, gradients, *, extra, declared)`, stated by its first line of doc."""
 
     def make(function: Callable[..., None]) -> Law:
-        return Law(function, applies, remedy, costly)
+        return Law(function, applies, remedy, share)
 
     return make
 

@@ -19,7 +19,7 @@ _STEPS = 6  # a graph for an int that has become dynamic appears at the second o
 _MODELS = 3
 
 
-@law(costly=True)
+@law(share=0.1)
 def compiled(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any, backend: str = BACKEND) -> None:
     """Compiled, a step is one graph that serves all steps, and gives the eager numbers."""
 
@@ -54,7 +54,7 @@ def _has_hyperparameters(tx: Any, declared: Any) -> bool:
     return bool(hyperparameters(tx, declared))
 
 
-@law(_has_hyperparameters, costly=True, remedy="Declared(hyperparameters=...) with those that may be tensors")
+@law(_has_hyperparameters, share=0.1, remedy="Declared(hyperparameters=...) with those that may be tensors")
 def compiled_hyperparameters(
     tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any, backend: str = BACKEND
 ) -> None:
@@ -77,7 +77,7 @@ def compiled_hyperparameters(
         )
 
 
-@law()
+@law(share=0.25)
 def vmap_over_models(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """vmap of init and of update over models gives what a loop over them gives."""
     models = [(in_dtype(filled(params), torch.float64), generic_case(params, gradients)[1])]
@@ -106,7 +106,7 @@ def _stack(trees: list[Any]) -> Any:
     return tree.map(lambda *leaves: torch.stack(leaves), *trees)
 
 
-@law(_has_hyperparameters, remedy="Declared(hyperparameters=...) with those that may be tensors")
+@law(_has_hyperparameters, share=0.25, remedy="Declared(hyperparameters=...) with those that may be tensors")
 def vmap_over_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """vmap over a hyperparameter gives what a loop over its values gives."""
     params, gradients = generic_case(params, gradients)
@@ -121,7 +121,7 @@ def vmap_over_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra: An
         require_close(vmap(trained)(values), _stack(loop), f"over {name}: step", factor=factor)
 
 
-@law(_has_hyperparameters, remedy="Declared(hyperparameters=...) with those that may be tensors")
+@law(_has_hyperparameters, share=0.25, remedy="Declared(hyperparameters=...) with those that may be tensors")
 def tensors_mean_numbers(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """A hyperparameter given as a 0-d tensor means what its number means."""
     params, gradients = generic_case(params, gradients)

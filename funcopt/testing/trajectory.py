@@ -113,7 +113,7 @@ def times(factor: Any, values: tree.Tree) -> tree.Tree:
 
 def plus(values: tree.Tree, others: tree.Tree, factor: Any = 1.0) -> tree.Tree:
     """`values + factor * others`, leaf by leaf."""
-    return tree.map(lambda leaf, other: leaf + factor * other, values, others)
+    return tree.map(lambda leaf, other: (leaf + factor * other).to(leaf.dtype), values, others)
 
 
 def all_finite(values: tree.Tree) -> bool:

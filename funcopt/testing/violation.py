@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from funcopt import tree
+from funcopt.testing.printing import reproducer, source
 from funcopt.transform import GradientTransformation
 
 _SHOWN = 40  # numbers of a case that are printed; of a larger case, the shapes
@@ -41,43 +39,28 @@ class LawViolation(AssertionError):  # noqa: N818  # it is no error of the progr
             lines += ["  in the smallest case found" if self.smallest else "  in the case", *_told(*self.case)]
         return "\n".join(line for line in [*lines, f"  {self.remedy}" if self.remedy else ""] if line)
 
+    def reproducer(self) -> str:
+        """A script that runs the transformation on the case, and prints each step."""
+        if self.case is None or not isinstance(self.transformation, GradientTransformation):
+            return ""
+        return reproducer(*self.case, self.transformation)
+
 
 def _told(params: tree.Tree, gradients: list[tree.Tree]) -> list[str]:
     size = sum(leaf.numel() for leaf in tree.leaves((params, gradients)))
-    show = expression if size <= _SHOWN else shapes
+    show = source if size <= _SHOWN else shapes
     lines = [f"    params = {show(params)}"]
     if size > _SHOWN:
         return [*lines, f"    {len(gradients)} gradients of this kind"]
     return [*lines, "    gradients = [", *(f"        {show(each)}," for each in gradients), "    ]"]
 
 
-def expression(values: tree.Tree) -> str:
-    """A tree of tensors as Python code that makes it."""
-    return _written(values, _tensor_expression)
-
-
 def shapes(values: tree.Tree) -> str:
     """A tree of tensors as its containers with dtypes and shapes at the leaves: `{'w': float32[2, 3]}`."""
-    return _written(values, lambda leaf: f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}")
+    named = tree.map(lambda leaf: _Named(f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"), values)
+    return repr(named)
 
 
-def _written(values: tree.Tree, show: Any) -> str:
-    if isinstance(values, Tensor):
-        return str(show(values))
-    if isinstance(values, dict):
-        return "{" + ", ".join(f"{key!r}: {_written(part, show)}" for key, part in values.items()) + "}"
-    if isinstance(values, tuple) and hasattr(values, "_fields"):
-        parts = (f"{name}={_written(part, show)}" for name, part in zip(values._fields, values))
-        return f"{type(values).__name__}({', '.join(parts)})"
-    if isinstance(values, (list, tuple)):
-        inner = ", ".join(_written(part, show) for part in values)
-        return f"[{inner}]" if isinstance(values, list) else f"({inner}{',' if len(values) == 1 else ''})"
-    return repr(values)
-
-
-def _tensor_expression(leaf: Tensor) -> str:
-    if leaf.numel() == 0:
-        return f"torch.zeros({tuple(leaf.shape)}, dtype={leaf.dtype})"
-    numbers = repr(leaf.tolist()).replace("nan", "float('nan')").replace("inf", "float('inf')")
-    dtype = "" if leaf.dtype == torch.float32 else f", dtype={leaf.dtype}"
-    return f"torch.tensor({numbers}{dtype})"
+class _Named(str):
+    def __repr__(self) -> str:
+        return str(self)
