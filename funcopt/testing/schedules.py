@@ -48,9 +48,15 @@ def _told(law: Callable[..., None], schedule: Schedule, *arguments: Any) -> None
     try:
         law(schedule, *arguments)
     except LawViolation as violation:
-        violation.law, violation.statement = law.__name__, (law.__doc__ or "").strip().splitlines()[0]
-        violation.transformation = getattr(schedule, "call", schedule)
-        raise
+        raise _explained(violation, law, schedule) from violation.__cause__
+    except Exception as error:
+        raise _explained(LawViolation(f"{type(error).__name__}: {error}"), law, schedule) from error
+
+
+def _explained(violation: LawViolation, law: Callable[..., None], schedule: Schedule) -> LawViolation:
+    violation.law, violation.statement = law.__name__, (law.__doc__ or "").strip().splitlines()[0]
+    violation.transformation = getattr(schedule, "call", schedule)
+    return violation
 
 
 def _value(schedule: Schedule, count: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:

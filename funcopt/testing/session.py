@@ -128,7 +128,7 @@ def session(
     params: tree.Tree = None,
     *,
     backend: str = "aot_eager",
-    factor: float = 1000.0,
+    factor: float = 50.0,
 ) -> type[TrainingSession]:
     """The state machine of a factory that takes the learning rate, as a number or a 0-d tensor.
 

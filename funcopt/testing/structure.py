@@ -19,7 +19,7 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def structure_is_kept(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """Structure, shapes, dtypes and devices of updates and state are those of params and of init's state."""
     like = filled(params)
-    shaped = {"w": torch.zeros((), dtype=torch.float64), "v": torch.zeros((0, 3)), "x": torch.zeros((2, 3))}
+    shaped = {"u": torch.zeros(()), "v": torch.zeros((0, 3)), "w": torch.zeros((2, 3))}
     given = [(params, gradients)] + [generic_case(like, gradients, dtype) for dtype in _DTYPES]
     if not declared.fixed_structure:
         given += [generic_case(shaped, gradients, dtype) for dtype in _DTYPES]

@@ -58,7 +58,7 @@ def rate_without_gradient(learning_rate=RATE):
 
 def rate_made_a_number(learning_rate=RATE):
     """float(learning_rate) at construction: vmap fails, and a derivative is zero (argument checks of torch.optim)."""
-    rate = float(torch.as_tensor(learning_rate).item())
+    rate = learning_rate.item() if isinstance(learning_rate, torch.Tensor) else learning_rate
     return of_rule(lambda t, g: -rate * g)
 
 
