@@ -70,9 +70,7 @@ def rate_at_first_use():
 
 def test_a_session_finds_momentum_beside_the_state():
     with pytest.raises(LawViolation, match="session: Whatever happens in between"):
-        run_state_machine_as_test(
-            session(hidden_buffer()), settings=settings(QUICK, max_examples=20, phases=[Phase.generate])
-        )
+        run_state_machine_as_test(session(hidden_buffer()), settings=settings(QUICK, phases=[Phase.generate]))
 
 
 def test_a_rate_that_is_kept_is_no_difference_between_sessions():
