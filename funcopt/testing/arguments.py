@@ -79,7 +79,7 @@ def hyperparameters(
     interval that the factory accepts: this one is asked for with a NaN, and its ValueError read, in the words of
     funcopt ("must lie in [0, 1)"). So are bools, ints, dtypes and Literals. What is annotated `ScalarOrSchedule` may be
     a schedule, unless `scheduled=False`. Optional arguments are left out half the time, and always where neither
-    annotation nor name tells what they are (a mask, say).
+    annotation nor name tells what they are (a mask, say), or where the factory refuses them together.
 
     Args:
         overrides: what to draw an argument from instead; it is then always passed.
@@ -90,11 +90,32 @@ def hyperparameters(
     """
     given = {name: choice(options) for name, options in (overrides or {}).items()}
     _check_names(factory, given)
-    arguments = {}
-    for name, strategy, optional in _plan(factory, frozenset(given), as_tensors, scheduled):
-        if not optional or draw(st.booleans()):
-            arguments[name] = draw(given[name] if strategy is None else strategy)
-    return arguments
+    plan = _plan(factory, frozenset(given), as_tensors, scheduled)
+    arguments = {
+        name: draw(given[name] if strategy is None else strategy)
+        for name, strategy, optional in plan
+        if not optional or draw(st.booleans())
+    }
+    if _accepts(factory, arguments):
+        return arguments
+    return {name: arguments[name] for name, _, optional in plan if not optional}
+
+
+def _accepts(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
+    try:
+        factory(**arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def drawable(factory: Callable[..., Any], overrides: Collection[str] = ()) -> bool:
+    """Whether `hyperparameters` knows how to draw every argument that `factory` requires, but for `overrides`."""
+    try:
+        _plan(factory, frozenset(overrides), False, True)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_names(factory: Callable[..., Any], overrides: Collection[str]) -> None:

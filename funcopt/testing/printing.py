@@ -68,7 +68,9 @@ def _tensor(x: Tensor) -> str:
         return f"torch.zeros({tuple(x.shape)}, dtype={x.dtype})"
     if any(repeated):
         once = x[tuple(slice(0, 1) if again else slice(None) for again in repeated)]
-        return f"{_tensor(once)}.expand({tuple(x.shape)})"
+        usual = torch.empty(once.shape).stride()  # along the repeated axes; expand replaces it
+        strides = [usual[axis] if again else x.stride(axis) for axis, again in enumerate(repeated)]
+        return f"{_tensor(once.as_strided(once.shape, strides))}.expand({tuple(x.shape)})"
     if _is_dense(x):
         return _contiguous(x)
     if x.ndim >= 2 and _is_dense(x.mT):

@@ -98,8 +98,7 @@ def quadratic(eigenvalues: Sequence[float] = (1.0, 4.0), *, rotated: int | None 
 
     def loss(params: Tensor, batch: None = None) -> Tensor:
         error = params - centre.to(params.dtype)
-        twice: Tensor = torch.dot(error, matrix.to(params.dtype) @ error)
-        return 0.5 * twice
+        return 0.5 * torch.dot(error, matrix.to(params.dtype) @ error)
 
     name = f"quadratic with condition {max(eigenvalues) / min(eigenvalues):g}"
     return Problem(name, loss, torch.zeros_like(centre), centre, 0.0, _quadratic_facts(eigenvalues))
@@ -108,7 +107,8 @@ def quadratic(eigenvalues: Sequence[float] = (1.0, 4.0), *, rotated: int | None 
 def _basis(dimension: int, seed: int | None) -> Tensor:
     if seed is None:
         return torch.eye(dimension, dtype=torch.float64)
-    return torch.linalg.qr(random.normal(random.key(seed), (dimension, dimension), torch.float64))[0]
+    basis: Tensor = torch.linalg.qr(random.normal(random.key(seed), (dimension, dimension), torch.float64))[0]
+    return basis
 
 
 def _quadratic_facts(eigenvalues: Sequence[float]) -> dict[str, float]:

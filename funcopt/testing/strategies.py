@@ -15,6 +15,7 @@ from funcopt import tree
 from funcopt.testing.arguments import (
     STANDARD as STANDARD,
     Range as Range,
+    drawable,
     hyperparameters as hyperparameters,
     schedules as schedules,
 )
@@ -166,18 +167,22 @@ def _thin_out(step: int, g: Tensor) -> Tensor:
 REAL_ONLY = frozenset({"clip", "keep_params_nonnegative"})
 """Factories whose transformations refuse complex leaves."""
 
-LINK_OVERRIDES: Mapping[str, Mapping[str, Choice[Any]]] = {}
+OVERRIDES: Mapping[str, Mapping[str, Choice[Any]]] = {}
 """By the name of a factory, what to draw an argument from that its signature does not describe."""
 
-WRAPPERS: Mapping[str, Callable[[SearchStrategy[GradientTransformation]], SearchStrategy[GradientTransformation]]] = {}
-"""By the name of a wrapper, the strategy for it, given the strategy for what it wraps."""
+WRAPPERS: Mapping[str, Mapping[str, Choice[Any]]] = {}
+"""The wrappers that are composed, each with its own `OVERRIDES`. What it wraps is the argument that is annotated so."""
+
+NOT_COMPOSED: frozenset[str] = frozenset()
+"""Factories that are left out: their updates need more than gradients and parameters, or they do not fit anywhere."""
 
 
 @functools.cache
 def link_factories() -> Mapping[str, Callable[..., GradientTransformation]]:
-    """By name, the public factories that wrap nothing and are no mere helper: every optimizer and every link.
+    """By name, the public factories that wrap nothing: every optimizer, and every link of a chain.
 
-    Read off funcopt itself: what its folders `rules` and `transforms` define and return as a GradientTransformation.
+    Read off funcopt itself: what its folders `rules` and `transforms` define, as far as `hyperparameters`, with
+    `OVERRIDES`, can draw the arguments.
     """
     simplest = {"identity": funcopt.identity, "sgd": funcopt.sgd, "set_to_zero": funcopt.set_to_zero}
     found = {
@@ -185,6 +190,8 @@ def link_factories() -> Mapping[str, Callable[..., GradientTransformation]]:
         for name, value in vars(funcopt).items()
         if getattr(value, "__module__", "").startswith(("funcopt.rules.", "funcopt.transforms."))
         and getattr(value, "__annotations__", {}).get("return") is GradientTransformation
+        and name not in NOT_COMPOSED
+        and drawable(value, OVERRIDES.get(name, ()))
     }
     return {**simplest, **found}
 
@@ -193,8 +200,17 @@ def link_factories() -> Mapping[str, Callable[..., GradientTransformation]]:
 def _links(draw: DrawFn, names: tuple[str, ...], as_tensors: bool) -> GradientTransformation:
     name = draw(choice(names))
     make = link_factories()[name]
-    overrides = LINK_OVERRIDES.get(name)
-    return make(**draw(hyperparameters(make, overrides=overrides, as_tensors=as_tensors)))
+    return make(**draw(hyperparameters(make, overrides=OVERRIDES.get(name), as_tensors=as_tensors)))
+
+
+@st.composite
+def _wrapped(draw: DrawFn, inner: SearchStrategy[GradientTransformation], as_tensors: bool) -> GradientTransformation:
+    name = draw(choice(tuple(WRAPPERS)))
+    make = getattr(funcopt, name)
+    wraps = [argument for argument, kind in make.__annotations__.items() if kind is GradientTransformation]
+    overrides = {**dict.fromkeys(set(wraps) - {"return"}, inner), **WRAPPERS[name]}
+    made: GradientTransformation = make(**draw(hyperparameters(make, overrides=overrides, as_tensors=as_tensors)))
+    return made
 
 
 @st.composite
@@ -229,7 +245,7 @@ def transformations(
     if max_depth == 1:
         return links
     below = transformations(max_depth - 1, complex=complex, as_tensors=as_tensors)
-    return st.one_of(links, _chains(below), *(wrap(below) for wrap in WRAPPERS.values()))
+    return st.one_of(links, _chains(below), *([_wrapped(below, as_tensors)] if WRAPPERS else []))
 
 
 @st.composite

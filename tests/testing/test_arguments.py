@@ -85,6 +85,24 @@ def test_overrides_take_a_collection_or_a_strategy_and_are_always_passed():
     assert all(a["b1"] == 0.25 and 0.5 <= a["eps"] <= 0.75 for a in drawn)
 
 
+def quarrelsome(learning_rate: float, warmup: int = 0, decay: float = 0.5) -> str:
+    """A factory that refuses two of its arguments together."""
+    if warmup and decay != 0.5:
+        raise ValueError("quarrelsome: warmup and decay exclude each other.")
+    return "made"
+
+
+def test_a_combination_that_the_factory_refuses_is_not_drawn():
+    drawn = examples(hyperparameters(quarrelsome))
+    assert {frozenset(a) - {"learning_rate"} for a in drawn} >= {
+        frozenset(),
+        frozenset({"warmup"}),
+        frozenset({"decay"}),
+    }
+    for arguments in drawn:
+        quarrelsome(**arguments)
+
+
 def unreadable(inner, strength=1.0):
     """An argument that nothing describes."""
 

@@ -107,6 +107,11 @@ ZEROS = {
 }
 
 
+def test_leaves_have_gradients_of_their_own():
+    alike = {"a": torch.ones(2), "b": torch.ones(2)}
+    assert any(not torch.equal(g["a"], g["b"]) for g in examples(gradients_for(alike), 30))
+
+
 def test_gradients_shrink_to_one_step_of_zeros():
     assert source(simplest(gradients_for(PARAMS))) == source(ZEROS)
     assert source(simplest(gradient_sequences_for(PARAMS))) == source([ZEROS])
@@ -150,6 +155,28 @@ def test_every_factory_of_the_library_is_composed():
     listed = {entry.name for entry in (*OPTIMIZERS, *TRANSFORMATIONS) if entry.build is None}
     drawn = {name for transformation in examples(transformations(2), 400) for name in members(transformation)}
     assert drawn == listed | {"chain", "named_chain"}
+
+
+@fo.factory
+def doubled(inner: fo.GradientTransformation, factor: float = 2.0, label: object = None) -> fo.GradientTransformation:
+    """A wrapper."""
+
+    def update(updates, state, params=None, **extra):
+        updates, state = inner.update(updates, state, params, **extra)
+        return tree.map(lambda u: factor * u, updates), state
+
+    return fo.GradientTransformation(inner.init, update, inner.coupling)
+
+
+def test_wrappers_are_composed_as_soon_as_the_table_has_them(monkeypatch):
+    monkeypatch.setattr(fo, "doubled", doubled, raising=False)
+    monkeypatch.setattr(kit, "WRAPPERS", {"doubled": {"label": ["a"]}})
+    transformations.cache_clear()
+    try:
+        found = simplest(transformations(3), lambda t: "doubled(" in repr(t) and "adagrad" in repr(t))
+    finally:
+        transformations.cache_clear()
+    assert repr(found) == "doubled(inner=adagrad(learning_rate=0.1), label='a')"
 
 
 def test_depth_bounds_the_nesting():

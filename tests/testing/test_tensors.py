@@ -93,6 +93,13 @@ def test_values_are_limited_to_the_kinds_asked_for():
     assert seen(tensors([torch.float32], [(3,)], values=["infinite"]), lambda x: bool(x.isinf().all())) == {True}
 
 
+def test_special_values_are_exact_among_ordinary_ones():
+    largest = torch.finfo(torch.float32).max
+    drawn = examples(tensors([torch.float32], [(4, 3)], values=("ordinary", "huge")))
+    found = {abs(number) for x in drawn for number in x.flatten().tolist() if abs(number) > 10}
+    assert found == {largest, largest / 2, largest / 4}
+
+
 def test_an_unknown_kind_of_value_or_layout_is_an_error():
     for strategy in (tensors(values=["nans"]), tensors(values=[]), tensors(layouts=["channels first"])):
         with pytest.raises(ValueError, match="tensors: "):
@@ -118,6 +125,24 @@ def test_tensors_shrink_to_a_scalar_zero():
 )
 def test_a_false_property_of_tensors_fails_with_the_simplest_example(condition, expected):
     assert source(simplest(tensors(kit.FLOATING), condition)) == expected
+
+
+@pytest.mark.parametrize(
+    "x, expected",
+    [
+        (torch.tensor(0.1), "torch.tensor(0.1, dtype=torch.float32)"),
+        (torch.tensor(1 / 3), "torch.tensor(0.33333334, dtype=torch.float32)"),
+        (torch.tensor(1 / 3, dtype=torch.bfloat16), "torch.tensor(0.334, dtype=torch.bfloat16)"),
+        (torch.tensor([1, -2]), "torch.tensor([1, -2], dtype=torch.int64)"),
+        (torch.tensor([-0.0, -0.0]), "torch.full((2,), -0.0, dtype=torch.float32)"),
+        (torch.tensor(1 - 2j), "torch.tensor(complex(1.0, -2.0), dtype=torch.complex64)"),
+        (torch.tensor([[1.0, 2.0]]).mT, "torch.tensor([[1.0, 2.0]], dtype=torch.float32).mT"),
+        (torch.tensor([1.0]).expand(3), "torch.ones((1,), dtype=torch.float32).expand((3,))"),
+        (torch.arange(1000.0)[998:], "torch.tensor([998.0, 999.0], dtype=torch.float32).as_strided((2,), (1,), 0)"),
+    ],
+)
+def test_the_source_is_short(x, expected):
+    assert source(x) == expected
 
 
 @settings(PROFILE, max_examples=300)
