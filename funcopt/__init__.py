@@ -25,7 +25,14 @@ from funcopt.transform import (
 from funcopt import tree as tree
 from funcopt.tree import global_norm as global_norm
 
-# Compilation
+# Packing and compilation
+from funcopt.pack import (
+    Layout as Layout,
+    Packed as Packed,
+    pack as pack,
+    pack_like as pack_like,
+    unpack as unpack,
+)
 from funcopt.compile import compile as compile
 
 # Schedules

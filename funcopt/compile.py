@@ -28,8 +28,8 @@ def compile(
     back hold the same tensors with new values, and the step allocates nothing of their size.
 
     Args:
-        fn: a pure function of pytrees of tensors. It is compiled without gradient recording, which is what lets the
-            writes be fused; `torch.func.grad` inside of it works.
+        fn: a pure function of pytrees of tensors. With donated arguments it is compiled without gradient recording,
+            which is what lets the writes be fused; `torch.func.grad` inside of it works.
         donate_argnums: positions of the arguments to donate. For each, the first part of the result (in depth-first
             order) with the same structure, shapes and dtypes is written into it.
         fullgraph, dynamic, options: as for `torch.compile`, with `fullgraph=True` and `dynamic=False` unless told.

@@ -11,6 +11,7 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.calls import Call, explain
 from funcopt.numerics import realise, scalar_dtype
+from funcopt.pack import check_whole_leaves, per_buffer
 
 Params: TypeAlias = tree.Tree
 Updates: TypeAlias = tree.Tree
@@ -81,9 +82,9 @@ def factory(make: Callable[P, GradientTransformation]) -> Callable[P, GradientTr
     def call(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
         made = make(*args, **kwargs)
         record = Call(make, args, kwargs, made.call)
-        guarded = made.call is not None and made.call.guarded
-        update = made.update if guarded else _guarded(make.__name__, made)
-        return GradientTransformation(made.init, update, made.coupling, record)
+        if made.call is None or not made.call.guarded:
+            made = _guarded(make.__name__, made)
+        return GradientTransformation(made.init, made.update, made.coupling, record)
 
     return call
 
@@ -104,7 +105,12 @@ def schedule_factory(make: Callable[P, Schedule]) -> Callable[P, Schedule]:
     return call
 
 
-def _guarded(name: str, made: GradientTransformation) -> Callable[..., tuple[Updates, State]]:
+def _guarded(name: str, made: GradientTransformation) -> GradientTransformation:
+    def init(params: Params) -> State:
+        if made.coupling == "leafwise":
+            check_whole_leaves(name, params)
+        return made.init(params)
+
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         try:
             return made.update(updates, state, params, **extra)
@@ -117,7 +123,7 @@ def _guarded(name: str, made: GradientTransformation) -> Callable[..., tuple[Upd
                 raise
             raise better from error
 
-    return update
+    return GradientTransformation(init, update, made.coupling)
 
 
 class EmptyState(NamedTuple):
@@ -171,14 +177,18 @@ def resolve_mask(mask: Mask, params: Params, name: str) -> tree.Tree:
         TypeError: a leaf of the mask is no bool.
         ValueError: the mask is not a prefix of `params`.
     """
-    prefix = mask(params) if callable(mask) else mask
-    structure = tree.flatten(prefix)[1]
-    chosen = []
-    for (path, value), part in zip(tree.leaves_with_path(prefix), tree.leaves_up_to(structure, params)):
-        if not isinstance(value, bool) and not (value is None and part is None):
-            raise TypeError(f"{name}: a mask is a tree of bools, got {value!r} at {path!r}.")
-        chosen.append(tree.map(lambda leaf, value=value: value, part))
-    return tree.unflatten(chosen, structure)
+
+    def resolve(params: Params) -> tree.Tree:
+        prefix = mask(params) if callable(mask) else mask
+        structure = tree.flatten(prefix)[1]
+        chosen = []
+        for (path, value), part in zip(tree.leaves_with_path(prefix), tree.leaves_up_to(structure, params)):
+            if not isinstance(value, bool) and not (value is None and part is None):
+                raise TypeError(f"{name}: a mask is a tree of bools, got {value!r} at {path!r}.")
+            chosen.append(tree.map(lambda leaf, value=value: value, part))
+        return tree.unflatten(chosen, structure)
+
+    return per_buffer(name, resolve, params)
 
 
 @factory
@@ -274,13 +284,13 @@ def _wrong_state(caller: str, expected: str, state: State) -> str:
 @factory
 def identity() -> GradientTransformation:
     """Leave the updates as they are."""
-    return stateless_with_tree_map(lambda update, param: update)
+    return stateless_with_tree_map(lambda update, param: update, "elementwise")
 
 
 @factory
 def set_to_zero() -> GradientTransformation:
     """Replace the updates by zeros: what is not to be moved."""
-    return stateless_with_tree_map(lambda update, param: torch.zeros_like(update))
+    return stateless_with_tree_map(lambda update, param: torch.zeros_like(update), "elementwise")
 
 
 def stateless(

@@ -4,7 +4,7 @@
 pytree implementation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -17,6 +17,21 @@ Tree: TypeAlias = Any
 """A tensor, None, or a dict, list, tuple or NamedTuple of trees."""
 
 
+def register(
+    cls: type, flatten: Callable[[Any], Any], unflatten: Callable[[Any, Any], Any], names: Callable[[Any], Any]
+) -> None:
+    """Make `cls` a node: its children and static context, what makes one of them, and the names of the children."""
+    _pytree.register_pytree_node(
+        cls,
+        flatten,
+        unflatten,
+        flatten_with_keys_fn=lambda node: (
+            [(_pytree.MappingKey(name), child) for name, child in zip(names(node), flatten(node)[0])],
+            flatten(node)[1],
+        ),
+    )
+
+
 def flatten(tree: Tree) -> tuple[list[Any], Any]:
     """The leaves of `tree`, `None` included, and the structure that `unflatten` puts them back into."""
     return _pytree.tree_flatten(tree)
@@ -25,6 +40,19 @@ def flatten(tree: Tree) -> tuple[list[Any], Any]:
 def unflatten(leaves: list[Any], structure: Any) -> Tree:
     """The tree of `structure` with these leaves."""
     return _pytree.tree_unflatten(leaves, structure)
+
+
+def nodes(cls: type, tree: Tree) -> list[Any]:
+    """The nodes of type `cls` in `tree`, outermost only."""
+    found = _pytree.tree_leaves(tree, is_leaf=lambda node: isinstance(node, cls))
+    return [node for node in found if isinstance(node, cls)]
+
+
+def map_nodes(fn: Callable[[Any], Any], cls: type, tree: Tree) -> Tree:
+    """`tree` with `fn(node)` in place of every node of type `cls`; everything else stays."""
+    return _pytree.tree_map(
+        lambda node: fn(node) if isinstance(node, cls) else node, tree, is_leaf=lambda node: isinstance(node, cls)
+    )
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -126,18 +154,27 @@ def _apply_rule(rule: Callable[..., Any], row: tuple[Any, ...], outputs: int) ->
         if result.shape != replaced.shape:
             shapes = [tuple(leaf.shape) for leaf in row if isinstance(leaf, Tensor)]
             raise ValueError(f"tree: the leaves that belong together have the shapes {shapes}.")
-        result = result.to(replaced.dtype)
-        taken = any(result is other for other in (*row, *owned))
-        owned.append(result.clone() if taken else result)
+        result = result if result.dtype == replaced.dtype else result.to(replaced.dtype)
+        owned.append(result.clone() if _is_among(result, row) or _is_among(result, owned) else result)
     return tuple(owned)
 
 
+def _is_among(value: Any, others: Iterable[Any]) -> bool:
+    for other in others:  # noqa: SIM110 (`in` compares by value, and `any` takes twice the time)
+        if value is other:
+            return True
+    return False
+
+
 def _any_absent(row: tuple[Any, ...]) -> bool:
-    return any(leaf is None for leaf in row)
+    return _is_among(None, row)
+
+
+_WIDE = (torch.float32, torch.float64)
 
 
 def _widen(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.dtype in (torch.float32, torch.float64):
+    if not isinstance(leaf, Tensor) or leaf.dtype in _WIDE:
         return leaf
     return leaf.to(numerics.compute_dtype(leaf.dtype))
 

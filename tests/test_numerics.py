@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 from torch.func import grad, jvp, vmap
 
 from funcopt import numerics
+from tests.trees import draw
 
 
 def count(steps):
@@ -77,6 +78,29 @@ def test_abs_square_is_real(z):
     square = numerics.abs_square(torch.tensor([z], dtype=torch.complex128))
     assert square.dtype == torch.float64
     assert square.item() == pytest.approx(abs(z) ** 2, rel=1e-12)
+
+
+def test_root_of_zero_divides_nothing_by_nothing():
+    for dtype in (torch.float32, torch.float64):
+        x = torch.tensor([0.0, 4.0], dtype=dtype)
+        assert numerics.root(x)[1] == 2.0 and 0 < numerics.root(x)[0] < 1e-18
+        assert (torch.zeros(2, dtype=dtype) / numerics.root(x)).tolist() == [0.0, 0.0]
+        assert (numerics.root(x) + 1e-8)[0] == torch.tensor(1e-8, dtype=dtype)
+        assert grad(lambda x: numerics.root(x).sum())(x).tolist() == [0.0, 0.25]
+        assert jvp(numerics.root, (x,), (torch.ones_like(x),))[1].tolist() == [0.0, 0.25]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("decay", [0.0, 0.1, 0.5, 0.9, 0.9999, 1.0])
+def test_a_number_and_a_tensor_mean_the_same(dtype, decay):
+    """Numbers take one pass, tensors several, which can be vmapped and differentiated."""
+    x, y = draw(1, dtype, (5,)), draw(2, dtype, (5,))
+    tensor = torch.tensor(decay, dtype=torch.float64)
+    tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(numerics.ema(x, y, decay), numerics.ema(x, y, tensor), **tolerance)
+    torch.testing.assert_close(numerics.ema(x, y, decay), decay * x + (1 - decay) * y, **tolerance)
+    torch.testing.assert_close(numerics.add_scaled(x, decay, y), numerics.add_scaled(x, tensor, y), **tolerance)
+    torch.testing.assert_close(numerics.shift(x, decay), numerics.shift(x, tensor), **tolerance)
 
 
 def realised(x):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_within
-from funcopt.numerics import abs_square, bias_correction, ema, increment, safe_sqrt
+from funcopt.numerics import abs_square, bias_correction, ema, increment, root, shift
 from funcopt.transform import (
     GradientTransformation,
     Mask,
@@ -57,7 +57,7 @@ def scale_by_adam(
         def rule(g: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             mu, nu = ema(mu, g, b1), ema(nu, abs_square(g), b2)
             mean = b1 * mu / c1_next + (1 - b1) * g / c1 if nesterov else mu / c1
-            return mean / (safe_sqrt(nu / c2 + eps_root) + eps), mu, nu
+            return mean / (root(shift(nu / c2, eps_root)) + eps), mu, nu
 
         updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu)
         return updates, ScaleByAdamState(count, mu, nu)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_within
-from funcopt.numerics import abs_square, bias_correction, ema, increment, safe_sqrt
+from funcopt.numerics import abs_square, bias_correction, ema, increment, root, shift
 from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory, zero_count
 from funcopt.transforms.scaling import scale_by_learning_rate
 
@@ -49,7 +49,7 @@ def scale_by_amsgrad(
         def rule(g: Tensor, mu: Tensor, nu: Tensor, nu_max: Tensor) -> tuple[Tensor, ...]:
             mu, nu = ema(mu, g, b1), ema(nu, abs_square(g), b2)
             nu_max = torch.maximum(nu_max, (nu / c2).to(nu_max.dtype))
-            return mu / c1 / (safe_sqrt(nu_max + eps_root) + eps), mu, nu, nu_max
+            return mu / c1 / (root(shift(nu_max, eps_root)) + eps), mu, nu, nu_max
 
         updates, mu, nu, nu_max = tree.map_rule(rule, updates, state.mu, state.nu, state.nu_max)
         return updates, ScaleByAmsgradState(count, mu, nu, nu_max)

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from funcopt import numerics, tree
 from funcopt.checks import check_within
-from funcopt.numerics import abs_square, ema, increment, safe_sqrt
+from funcopt.numerics import abs_square, ema, increment, root
 from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory, zero_count
 from funcopt.transforms.momentum import trace
 from funcopt.transforms.scaling import scale_by_learning_rate
 
 
 def _root(square: Tensor, eps: float | Tensor, eps_in_sqrt: bool) -> Tensor:
-    return safe_sqrt(square + eps) if eps_in_sqrt else safe_sqrt(square) + eps
+    return root(square + eps) if eps_in_sqrt else root(square) + eps
 
 
 class ScaleByRmsState(NamedTuple):

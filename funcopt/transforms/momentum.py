@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funcopt import numerics, tree
 from funcopt.checks import check_within
-from funcopt.numerics import bias_correction, increment
+from funcopt.numerics import add_scaled, bias_correction, increment
 from funcopt.transform import GradientTransformation, Params, Updates, factory, zero_count
 
 
@@ -31,8 +31,8 @@ def trace(
         return TraceState(tree.zeros_like(params, accumulator_dtype))
 
     def rule(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        m = g + decay * m
-        return (g + decay * m if nesterov else m), m
+        m = add_scaled(g, decay, m)
+        return (add_scaled(g, decay, m) if nesterov else m), m
 
     def update(
         updates: Updates, state: TraceState, params: Params | None = None, **extra: Any

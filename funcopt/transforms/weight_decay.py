@@ -6,7 +6,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_within
-from funcopt.numerics import increment
+from funcopt.numerics import add_scaled, increment
 from funcopt.transform import (
     GradientTransformation,
     Mask,
@@ -45,9 +45,9 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None 
     def decayed(updates: Updates, params: Params, count: Tensor) -> Updates:
         rate = value_at(weight_decay, count)
         if mask is None:
-            return tree.map_rule(lambda g, p: g + rate * p, updates, reads=(params,))
+            return tree.map_rule(lambda g, p: add_scaled(g, rate, p), updates, reads=(params,))
         chosen = resolve_mask(mask, params, "add_decayed_weights")
-        return tree.map_rule(lambda g, p, keep: g + rate * p if keep else g, updates, reads=(params, chosen))
+        return tree.map_rule(lambda g, p, keep: add_scaled(g, rate, p) if keep else g, updates, reads=(params, chosen))
 
     def update(
         updates: Updates, state: AddDecayedWeightsState, params: Params | None = None, **extra: Any

@@ -13,13 +13,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = (
     ("numerics", "checks"),
     ("tree", "random"),
-    ("calls",),
+    ("calls", "pack"),
     ("transform",),
     ("schedules", "linalg"),
     ("wrappers",),
     ("transforms", "linesearch"),
     ("rules",),
-    ("compile", "pack", "differentiate", "distributed", "checkpoint", "optim"),
+    ("compile", "differentiate", "distributed", "checkpoint", "optim"),
     ("testing",),
 )
 
