@@ -98,16 +98,27 @@ def absent_gradient(tx: Any, params: Any, gradients: Any, *, extra: Any, declare
         for other, update in tree.leaves_with_path(updates):
             gone = dict(tree.leaves_with_path(grads))[other] is None
             require((update is None) == gone, f"the update at {other!r} is {_presence(update)} with None at {path!r}.")
-        for place, new in tree.leaves_with_path(new_state):
-            old = dict(tree.leaves_with_path(state))[place]
-            if _belongs(place, old, path, params):
-                require_identical(new, old, f"with the gradient None at {path!r}, the state {place!r}")
+        old_leaves, new_leaves = (dict(tree.leaves_with_path(each)) for each in (state, new_state))
+        for place in [place for place, owner in _accumulators(state, params).items() if owner == path]:
+            what = f"with the gradient None at {path!r}, the state {place!r}"
+            require_identical(new_leaves.get(place), old_leaves[place], what)
 
 
-def _belongs(place: str, leaf: Any, path: str, params: tree.Tree) -> bool:
-    """Whether a leaf of the state is an accumulator of a leaf of params, by its path and its shape."""
-    alike = place == path or place.endswith(f".{path}")
-    return bool(path and alike and leaf is not None and leaf.shape == dict(tree.leaves_with_path(params))[path].shape)
+def _accumulators(state: tree.Tree, params: tree.Tree) -> dict[str, str]:
+    """The leaves of a state that belong to one of params, both by path: those in its subtrees that are like params."""
+    places = {place: leaf for place, leaf in tree.leaves_with_path(state) if leaf is not None}
+    leaves = {path: leaf for path, leaf in tree.leaves_with_path(params) if leaf is not None}
+    ends = [(place, path) for place in places for path in leaves if place == path or place.endswith(f".{path}")]
+    found: dict[str, str] = {}
+    for start in {place.removesuffix(path) for place, path in ends}:
+        inside = {place: place.removeprefix(start) for place in places if place.startswith(start)}
+        if all(path in leaves and _alike(places[place], leaves[path]) for place, path in inside.items()):
+            found |= inside
+    return found
+
+
+def _alike(leaf: Tensor, param: Tensor) -> bool:
+    return leaf.shape == param.shape and (leaf.is_floating_point() or leaf.is_complex())
 
 
 def _without(values: tree.Tree, path: str) -> tree.Tree:
@@ -130,10 +141,9 @@ def absent_parameter(tx: Any, params: Any, gradients: Any, *, extra: Any, declar
     kept = _without(params, path)
     updates, state = tx.update(_without(gradients[0], path), tx.init(kept), kept, **extra)
     require(dict(tree.leaves_with_path(updates))[path] is None, f"the update of the absent leaf {path!r} is not None.")
-    whole = dict(tree.leaves_with_path(tx.init(params)))
+    own = [place for place, owner in _accumulators(tx.init(params), params).items() if owner == path]
     for place, leaf in tree.leaves_with_path(state):
-        own = _belongs(place, whole.get(place), path, params)
-        require(leaf is None or not own, f"the state {place!r} is kept for an absent leaf.")
+        require(leaf is None or place not in own, f"the state {place!r} is kept for an absent leaf.")
     if coupling_of(tx, declared) != "treewise" and not declared.order_matters:
         full = tx.update(gradients[0], tx.init(params), params, **extra)[0]
         require_identical(updates, _without(full, path), f"without {path!r}, updates")
