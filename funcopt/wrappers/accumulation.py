@@ -162,8 +162,7 @@ def _is_due(
     if emit is not None:
         return on_host(mini_step > 0) if emit and skip is not None else emit
     k = every_k_schedule(gradient_step) if callable(every_k_schedule) else every_k_schedule
-    due = mini_step >= k
-    return on_host(due if skip is None else due & ~skip)
+    return on_host(mini_step >= k)
 
 
 def has_updated(state: MultiStepsState) -> Tensor:
