@@ -56,14 +56,16 @@ def assert_close(actual: Any, expected: Any, rtol: float, atol: float = 0.0, wha
 
 
 def assert_identical(actual: Any, expected: Any, what: str = "") -> None:
-    """The same structure, and every leaf the same dtype and the same bits."""
+    """The same structure, and every leaf the same dtype and the same numbers, NaN in the same places."""
     assert tree.flatten(actual)[1] == tree.flatten(expected)[1], what
     for (path, a), (_, b) in zip(tree.leaves_with_path(actual), tree.leaves_with_path(expected)):
         if b is None:
             assert a is None, f"{what} at {path}"
             continue
         assert a.dtype == b.dtype, f"{what} at {path}: {a.dtype}, expected {b.dtype}"
-        assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)), f"{what} at {path}:\n{a}\n{b}"
+        numbers = ~b.isnan()
+        assert torch.equal(~a.isnan(), numbers), f"{what} at {path}:\n{a}\n{b}"
+        assert torch.equal(a[numbers], b[numbers]), f"{what} at {path}:\n{a}\n{b}"
 
 
 def all_finite(values: Any) -> bool:

@@ -69,14 +69,10 @@ def accumulate_gradients(
     if should_skip_update_fn is not None:
         check_function(name, should_skip_update_fn=should_skip_update_fn)
 
-    def ask(updates: Updates, gradient_step: Tensor, params: Params | None) -> tuple[Tensor | None, tree.Tree]:
-        if should_skip_update_fn is None:
-            return None, ()
-        return ask_whether_to_skip(name, should_skip_update_fn, updates, gradient_step, params)
-
     def init(params: Params) -> MultiStepsState:
         mini_step, gradient_step = zero_count(params), zero_count(params)
-        _, info = ask(tree.map(torch.zeros_like, params), gradient_step, params)
+        zeros = tree.map(torch.zeros_like, params)
+        _, info = _ask(name, should_skip_update_fn, zeros, gradient_step, params)
         sums = tree.zeros_like(params, accumulator_dtype)
         return MultiStepsState(
             mini_step, gradient_step, inner.init(params), sums, scalar(params), gradient_step > 0, info
@@ -91,35 +87,19 @@ def accumulate_gradients(
         emit: bool | None = None,
         **extra: Any,
     ) -> tuple[Updates, MultiStepsState]:
-        skip, info = ask(updates, state.gradient_step, params)
+        skip, info = _ask(name, should_skip_update_fn, updates, state.gradient_step, params)
         weight = _effective_weight(name, weight, skip, state.weight_sum)
-        mini_step = increment(state.mini_step)
-        mini_step = mini_step if skip is None else torch.where(skip, state.mini_step, mini_step)
-        weight_sum = state.weight_sum + (1 if weight is None else weight)
-        take = _is_due(name, emit, every_k_schedule, mini_step, skip, state.gradient_step)
-        divisor = realise(torch.where(weight_sum == 0, 1, weight_sum)) if use_grad_mean else 1
-
-        def rule(g: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-            total = _add(total, g, weight)
-            if take is False:
-                return torch.zeros_like(g), total
-            return total / divisor, torch.where(emitted, 0, total)
-
-        emitted = take if isinstance(take, Tensor) else torch.full_like(state.emitted, take)
-        updates, sums = tree.map_rule(rule, updates, state.acc_grads)
+        counted = _count(state, weight, skip)
+        take = _is_due(name, emit, every_k_schedule, counted, skip)
+        divisor = realise(torch.where(counted.weight_sum == 0, 1, counted.weight_sum)) if use_grad_mean else None
+        updates, sums = _add(updates, state.acc_grads, weight, take, divisor)
         if take is False:
             inner_state = tree.clone(state.inner_state)
         else:
             updates, inner_state = update_if(take, inner, updates, state.inner_state, params, extra)
-        return updates, MultiStepsState(
-            torch.where(emitted, 0, mini_step),
-            torch.where(emitted, increment(state.gradient_step), state.gradient_step),
-            inner_state,
-            sums,
-            torch.where(emitted, 0, weight_sum),
-            emitted,
-            tree.map(lambda new, old: new.to(old.dtype), info, state.skip_state),
-        )
+        skip_state = tree.map(lambda new, old: new.to(old.dtype), info, state.skip_state)
+        counted = counted._replace(inner_state=inner_state, acc_grads=sums, skip_state=skip_state)
+        return updates, _restart_where_taken(counted, take)
 
     coupling = inner.coupling if should_skip_update_fn is None else "treewise"
     return GradientTransformation(init, update, coupling)
@@ -127,6 +107,12 @@ def accumulate_gradients(
 
 MultiSteps = accumulate_gradients
 """`accumulate_gradients` under its name in optax, where it is a class: `has_updated` is a function here."""
+
+
+def _ask(
+    name: str, should_skip: ShouldSkip | None, updates: Updates, gradient_step: Tensor, params: Params | None
+) -> tuple[Tensor | None, tree.Tree]:
+    return (None, ()) if should_skip is None else ask_whether_to_skip(name, should_skip, updates, gradient_step, params)
 
 
 def _effective_weight(
@@ -141,29 +127,58 @@ def _effective_weight(
     return weight if skip is None else torch.where(skip, 0, weight)
 
 
-def _add(total: Tensor, g: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return total + g
-    counts = weight != 0
-    return torch.where(counts, total + weight * torch.where(counts, g, 0), total)
+def _count(state: MultiStepsState, weight: Tensor | None, skip: Tensor | None) -> MultiStepsState:
+    mini_step = increment(state.mini_step)
+    return state._replace(
+        mini_step=mini_step if skip is None else torch.where(skip, state.mini_step, mini_step),
+        weight_sum=state.weight_sum + (1 if weight is None else weight),
+    )
 
 
 def _is_due(
     name: str,
     emit: bool | None,
     every_k_schedule: int | Callable[[Tensor], Any],
-    mini_step: Tensor,
+    counted: MultiStepsState,
     skip: Tensor | None,
-    gradient_step: Tensor,
 ) -> Tensor | bool:
     """Whether this call takes the step; a bool where it is known while the call is made."""
     if emit is not None and not isinstance(emit, bool):
         raise TypeError(f"{name}: emit must be a bool, known before the call, got emit={emit!r}.")
     if emit is not None:
-        return on_host(mini_step > 0) if emit and skip is not None else emit
-    k = every_k_schedule(gradient_step) if callable(every_k_schedule) else every_k_schedule
-    due = mini_step >= k
-    return on_host(due if skip is None else due & ~skip)
+        return on_host(counted.mini_step > 0) if emit and skip is not None else emit
+    k = every_k_schedule(counted.gradient_step) if callable(every_k_schedule) else every_k_schedule
+    return on_host(counted.mini_step >= k)
+
+
+def _add(
+    updates: Updates, sums: tree.Tree, weight: Tensor | None, take: Tensor | bool, divisor: Tensor | None
+) -> tuple[Updates, tree.Tree]:
+    """What `inner` gets where the step is taken, zeros where it surely is not; and the sums, 0 after a step."""
+
+    def rule(g: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        if weight is None:
+            total = total + g
+        else:  # a gradient of weight 0 may be NaN, and must not reach the sum, nor the derivative in the weight
+            counts = weight != 0
+            total = torch.where(counts, total + weight * torch.where(counts, g, 0), total)
+        if take is False:
+            return torch.zeros_like(g), total
+        mean = total if divisor is None else total / divisor
+        return mean, torch.zeros_like(total) if take is True else torch.where(take, 0, total)
+
+    collected: tuple[Updates, tree.Tree] = tree.map_rule(rule, updates, sums)
+    return collected
+
+
+def _restart_where_taken(counted: MultiStepsState, take: Tensor | bool) -> MultiStepsState:
+    taken = take if isinstance(take, Tensor) else torch.full_like(counted.emitted, take)
+    return counted._replace(
+        mini_step=torch.where(taken, 0, counted.mini_step),
+        gradient_step=torch.where(taken, increment(counted.gradient_step), counted.gradient_step),
+        weight_sum=torch.where(taken, 0, counted.weight_sum),
+        emitted=taken,
+    )
 
 
 def has_updated(state: MultiStepsState) -> Tensor:

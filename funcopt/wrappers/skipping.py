@@ -55,7 +55,7 @@ def skip_large_updates(
 def ask_whether_to_skip(
     function: str, should_skip: ShouldSkip, updates: Updates, gradient_step: Tensor, params: Params | None
 ) -> tuple[Tensor, tree.Tree]:
-    """What a skip function says, checked; the info in memory of its own."""
+    """What a skip function says, checked, with the info in memory of its own."""
     skip, info = should_skip(updates, gradient_step, params)
     return check_flag(function, getattr(should_skip, "__name__", "the skip function"), skip), tree.clone(info)
 
@@ -85,18 +85,15 @@ def skip_if(inner: GradientTransformation, should_skip_update_fn: ShouldSkip) ->
     check_transformation("skip_if", inner=inner)
     check_function("skip_if", should_skip_update_fn=should_skip_update_fn)
 
-    def ask(updates: Updates, gradient_step: Tensor, params: Params | None) -> tuple[Tensor, tree.Tree]:
-        return ask_whether_to_skip("skip_if", should_skip_update_fn, updates, gradient_step, params)
-
     def init(params: Params) -> SkipIfState:
-        count = zero_count(params)
-        _, info = ask(tree.map(torch.zeros_like, params), count, params)
+        count, zeros = zero_count(params), tree.map(torch.zeros_like, params)
+        _, info = ask_whether_to_skip("skip_if", should_skip_update_fn, zeros, count, params)
         return SkipIfState(count, zero_count(params), inner.init(params), info)
 
     def update(
         updates: Updates, state: SkipIfState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SkipIfState]:
-        skip, info = ask(updates, state.gradient_step, params)
+        skip, info = ask_whether_to_skip("skip_if", should_skip_update_fn, updates, state.gradient_step, params)
         updates, inner_state = update_if(~skip, inner, updates, state.inner_state, params, extra)
         gradient_step = torch.where(skip, state.gradient_step, increment(state.gradient_step))
         total_skipped = torch.where(skip, increment(state.total_skipped), state.total_skipped)

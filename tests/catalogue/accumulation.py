@@ -143,7 +143,7 @@ ACCUMULATION: tuple[Entry, ...] = (
         (
             {"every_k_schedule": 2, "learning_rate": decaying, "b1": 0.7},
             {"every_k_schedule": growing, "use_grad_mean": False},
-            {"every_k_schedule": 2, "accumulator_dtype": torch.bfloat16},
+            {"every_k_schedule": 3, "accumulator_dtype": torch.bfloat16},
             {"every_k_schedule": 2, "spoiled": True},
             {"every_k_schedule": growing, "max_squared_norm": 30.0, "use_grad_mean": False},
             {"every_k_schedule": 2, "learning_rate": 0.05, "weighted": True},

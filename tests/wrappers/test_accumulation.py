@@ -349,15 +349,17 @@ def test_weights_of_a_sum_and_of_nothing():
 
 
 def test_weights_are_differentiated():
-    def update_for(weights):
+    def update_for(weights, values=(1.0, 5.0)):
         made = fo.accumulate_gradients(fo.sgd(1.0), 2)
         state = made.init(torch.ones((), dtype=torch.float64))
-        for value, weight in zip((1.0, 5.0), weights.unbind()):
+        for value, weight in zip(values, weights.unbind()):
             updates, state = made.update(torch.tensor(value, dtype=torch.float64), state, weight=weight)
         return updates
 
     weights = torch.tensor([3.0, 1.0], dtype=torch.float64)
     assert_close(grad(update_for)(weights), torch.tensor([0.25, -0.75], dtype=torch.float64), rtol=1e-14)
+    empty = torch.tensor([3.0, 0.0], dtype=torch.float64)
+    assert grad(update_for)(empty, (1.0, NAN)).tolist() == [0.0, pytest.approx(1 / 3)]
 
 
 def test_a_step_before_its_time_and_a_late_one():

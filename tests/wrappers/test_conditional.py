@@ -95,15 +95,18 @@ def test_no_errors_are_ignored_if_none_are_allowed():
 
 
 def test_a_state_that_starts_at_infinity_is_no_error():
-    def update(updates, state, params=None, **extra):
-        return tree.clone(updates), fo.TraceState(torch.minimum(state.trace, updates.abs().max()))
+    """The best loss of a run that has not had one, say."""
+
+    def update(updates, state, params=None, *, value, **extra):
+        return tree.clone(updates), fo.TraceState(torch.minimum(state.trace, value))
 
     least = fo.GradientTransformation(lambda params: fo.TraceState(params.new_full((), INF)), update)
     made = fo.apply_if_finite(fo.chain(least, fo.ema(0.5)), 3)
     state = made.init(torch.ones(1))
-    assert state.inner_state[0].trace == INF
-    _, state = made.update(torch.ones(1), state)
-    assert state.last_finite and state.inner_state[0].trace == 1
+    for value in (INF, 2.0, 3.0):
+        _, state = made.update(torch.ones(1), state, value=torch.tensor(value))
+        assert state.last_finite
+    assert state.inner_state[0].trace == 2
 
 
 REFUSED = {
@@ -226,6 +229,28 @@ def test_extra_arguments_that_are_not_finite_do_not_leak(name):
 
     gradients = grad(total, argnums=(0, 1))(state.inner_state.trace, torch.tensor(NAN))
     assert_identical(list(gradients), [torch.ones(()), torch.zeros(())])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_infinite_derivative_in_the_state_does_not_leak(name):
+    """A plain root of a state that is still 0 has one, whatever the gradients."""
+
+    def update(updates, state, params=None, **extra):
+        return updates * state.trace.sqrt() * params.sqrt(), fo.TraceState(state.trace + updates.square())
+
+    made = REFUSED[name](fo.GradientTransformation(lambda params: fo.TraceState(tree.zeros_like(params)), update))
+    params = torch.zeros(2)
+    state = made.init(params)
+    if name.startswith("conditionally"):
+        state = state._replace(step=torch.ones_like(state.step))
+
+    def total(trace, params):
+        before = state._replace(inner_state=fo.TraceState(trace))
+        updates, after = made.update(torch.full((2,), NAN), before, params)
+        return (after.inner_state.trace + torch.nan_to_num(updates)).sum()
+
+    gradients = vmap(grad(total, argnums=(0, 1)))(params[None], params[None])
+    assert_identical(list(gradients), [torch.ones(1, 2), torch.zeros(1, 2)])
 
 
 def test_the_inner_never_sees_the_nan_of_a_refused_step():
