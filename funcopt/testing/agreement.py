@@ -89,4 +89,4 @@ def _sum(trees: list[Any]) -> Any:
     return total
 
 
-# Packed = unpacked and adapter = functional follow here once funcopt has both.
+# Adapter = functional follows here once funcopt has an adapter.

@@ -8,7 +8,13 @@ from funcopt.testing.derivatives import (
     derivatives_finite_at_zero,
 )
 from funcopt.testing.law import Law
-from funcopt.testing.leaves import leaves_are_independent, names_mean_nothing, numbers_are_independent, order_of_keys
+from funcopt.testing.leaves import (
+    leaves_are_independent,
+    names_mean_nothing,
+    numbers_are_independent,
+    order_of_keys,
+    packed,
+)
 from funcopt.testing.modes import (
     compiled,
     compiled_hyperparameters,
@@ -64,6 +70,7 @@ EAGER: tuple[Law, ...] = (
     numbers_are_independent,
     names_mean_nothing,
     order_of_keys,
+    packed,
     zero_gradients,
     sign_flip,
     descent,

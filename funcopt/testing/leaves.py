@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from funcopt import tree
+from funcopt.pack import pack, pack_like, unpack
 from funcopt.testing.comparison import require_close, require_identical
 from funcopt.testing.law import coupling_of, law
 from funcopt.testing.trajectory import follow, generic_case
@@ -97,3 +98,18 @@ def _reversed_keys(values: tree.Tree) -> tree.Tree:
     if isinstance(values, (list, tuple)) and not hasattr(values, "_fields"):
         return type(values)(_reversed_keys(part) for part in values)
     return values
+
+
+def _is_packable(tx: Any, declared: Any) -> bool:
+    return _is_elementwise(tx, declared) and not declared.order_matters and not declared.fixed_structure
+
+
+@law(_is_packable, remedy='Declared(coupling="leafwise") if leaves are no mere collections of numbers')
+def packed(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
+    """Packed into few buffers, an elementwise transformation does the same to every number."""
+    params, gradients = generic_case(params, gradients)
+    expected = follow(tx, params, gradients, extra)
+    buffers = pack(params, tree.map(lambda leaf: leaf.ndim, params))  # a mask may look at the number of axes
+    found = follow(tx, buffers, [pack_like(grads, buffers) for grads in gradients], extra)
+    for step, (one, other) in enumerate(zip(found, expected)):
+        require_close(unpack(one.updates), other.updates, f"packed, step {step}: updates")
