@@ -15,7 +15,7 @@ from tests.catalogue.masking import MASKING, MASKING_ELSEWHERE
 from tests.catalogue.monitors import MONITORS, MONITORS_ELSEWHERE
 from tests.catalogue.optimizers import OPTIMIZERS as OPTIMIZERS
 from tests.catalogue.schedules import SCHEDULES, WSD as WSD
-from tests.catalogue.transformations import TRANSFORMATIONS
+from tests.catalogue.transformations import TRANSFORMATIONS as TRANSFORMATIONS
 
 ENTRIES = (*OPTIMIZERS, *TRANSFORMATIONS, *MASKING, *HYPERPARAMS, *ACCUMULATION, *AVERAGING, *MONITORS)
 CASES = [(entry, case) for entry in ENTRIES for case in entry.cases]

@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import funcopt as fo
 from funcopt import tree
-from tests.catalogue import CASES, ENTRIES, case_id
+from tests.catalogue import CASES, ENTRIES, OPTIMIZERS, TRANSFORMATIONS, case_id
 from tests.trees import assert_close, draw
 
 SMALL = {"a": {"bias": (3,), "weight": (2, 3)}, "b": (), "c": (0, 2)}
@@ -46,7 +46,13 @@ def test_one_graph_for_all_steps(entry, case):
     assert_close(actual, train(step, params, state, 20), rtol=2e-6)
 
 
-@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.scalars], ids=str)
+CORE = (*OPTIMIZERS, *TRANSFORMATIONS)
+WITH_SCALARS = [
+    pytest.param(entry, marks=() if entry in CORE else pytest.mark.slow) for entry in ENTRIES if entry.scalars
+]
+
+
+@pytest.mark.parametrize("entry", WITH_SCALARS, ids=str)
 def test_hyperparameters_given_as_tensors_do_not_recompile(entry):
     """Init and update are traced together with the construction of the transformation."""
     case = entry.cases[-1]

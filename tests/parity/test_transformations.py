@@ -44,9 +44,12 @@ COMPARED = [(entry, case) for entry, case in CASES if counterpart(entry, case) i
 
 
 def optax_trajectory(transformation, params, gradients):
-    """Updates and params of every step; the gradients of each step are used in float64."""
-    params, state = to_jax(params), transformation.init(to_jax(params))
-    update = jax.jit(transformation.update)
+    """Updates and params of every step; the gradients of each step are used in float64.
+
+    `transformation` is a pair of init and of an update that may have been jitted before.
+    """
+    params, state = to_jax(params), transformation[0](to_jax(params))
+    update = jax.jit(transformation[1])
     for grads in gradients:
         updates, state = update(to_jax(grads), state, params)
         params = optax.apply_updates(params, updates)
@@ -62,7 +65,7 @@ def check_trajectory(ours, theirs, dtype, tolerance):
     with jax.enable_x64(True):
         state = ours.init(params)
         largest = tree.map(lambda leaf: torch.zeros((), dtype=torch.float64), (params, params))
-        for step, expected in enumerate(optax_trajectory(theirs(), params, gradients)):
+        for step, expected in enumerate(optax_trajectory(theirs, params, gradients)):
             updates, state = ours.update(gradients[step], state, params)
             params = fo.apply_updates(params, updates)
             largest = tree.map(lambda leaf, scale: torch.maximum(leaf.abs().sum(), scale), expected, largest)
@@ -75,15 +78,12 @@ def check_trajectory(ours, theirs, dtype, tolerance):
 
 
 @pytest.mark.parametrize("entry, case", COMPARED, ids=case_id)
-def test_float64(entry, case):
-    tolerance = max(1e-12, storage_tolerance(case))
-    check_trajectory(entry.make(**case), lambda: counterpart(entry, case), torch.float64, tolerance)
-
-
-@pytest.mark.parametrize("entry, case", COMPARED, ids=case_id)
-def test_float32(entry, case):
-    tolerance = max(entry.float32_tolerance, storage_tolerance(case))
-    check_trajectory(entry.make(**case), lambda: counterpart(entry, case), torch.float32, tolerance)
+def test_trajectories(entry, case):
+    with jax.enable_x64(True):
+        theirs = counterpart(entry, case)
+        theirs = theirs.init, jax.jit(theirs.update)  # compiled once, for both
+    for dtype, granted in ((torch.float64, 1e-12), (torch.float32, entry.float32_tolerance)):
+        check_trajectory(entry.make(**case), theirs, dtype, max(granted, storage_tolerance(case)))
 
 
 def test_every_optimizer_has_a_counterpart():

@@ -24,6 +24,9 @@ TREE = generic(SHAPES, 1), [generic(SHAPES, seed) for seed in (2, 3, 4)]
 """A nested dict, a list, a 0-d leaf and an empty one, and three gradients."""
 
 
+pytestmark = pytest.mark.slow  # minutes: the default run has tests/laws for it
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     yield
