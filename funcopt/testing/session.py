@@ -134,8 +134,9 @@ def session(
 
     Let pytest run its test case, or hypothesis the machine itself:
 
+    >>> from hypothesis import stateful
     >>> TestSgd = session(sgd).TestCase
-    >>> hypothesis.stateful.run_state_machine_as_test(session(sgd))
+    >>> stateful.run_state_machine_as_test(session(sgd))
 
     Args:
         factory: called with the learning rate alone.
