@@ -39,6 +39,13 @@ QUIRKS: dict[str, dict[str, Any]] = {
     "clip_by_global_norm": {"direction": "tree", "idempotent": True, "orthogonal": True},
     "adaptive_grad_clip": {"idempotent": True},
     "zero_nans": {"absorbs": (float("nan"),), "linear": True, "scale": "equivariant", "idempotent": True},
+    "inject_hyperparams": DECAYS,  # of adamw, as the next ones
+    "schedule_free_sgd": DECAYS,
+    "schedule_free_adamw": DECAYS,
+    "with_metrics": DECAYS,
+    "flatten": DECAYS,
+    "keep_params_in": {"zero_fixpoint": None, "idempotent": True},
+    "split_real_and_imaginary": {"complex": False},  # its two parts are clipped each for itself
     "identity": {"linear": True, "orthogonal": True, "scale": "equivariant", "idempotent": True},
     "set_to_zero": {"linear": True, "orthogonal": True, "scale": "invariant", "idempotent": True},
 }
