@@ -83,7 +83,15 @@ def test_every_example_in_a_docstring_runs(name):
     public = {key: value for key, value in vars(fo).items() if not inspect.ismodule(value)}
     found = doctest.DocTestFinder().find(module, globs={})
     expected = Path(module.__file__).read_text().count(">>> ")
-    names = {**vars(module), **public, "fo": fo, "funcopt": fo, "tree": fo.tree, "torch": torch, "train_step": train_step}
+    names = {
+        **vars(module),
+        **public,
+        "fo": fo,
+        "funcopt": fo,
+        "tree": fo.tree,
+        "torch": torch,
+        "train_step": train_step,
+    }
     ran = [run_examples(part.docstring, dict(names), part.name, part.lineno or 0) for part in found if part.examples]
     assert sum(ran) == expected
 

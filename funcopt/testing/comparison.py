@@ -20,6 +20,11 @@ def tolerance(dtype: torch.dtype) -> float:
     return _TOLERANCES.get(dtype) or 2 * torch.finfo(dtype).eps
 
 
+def storage_factor(declared: Any, dtype: torch.dtype) -> float:
+    """More is granted where a state is stored in low precision: a rounding that falls otherwise."""
+    return max(1.0, 2 * tolerance(declared.stored_in or dtype) / tolerance(dtype))
+
+
 def ulp_distance(a: float, b: float, dtype: torch.dtype) -> int | None:
     """How many numbers of `dtype` lie between `a` and `b`: 0 for the same, also for 0.0 and -0.0; None with a NaN."""
     if a != a or b != b:

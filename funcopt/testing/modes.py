@@ -7,7 +7,7 @@ from torch.func import vmap
 
 from funcopt import tree
 from funcopt.compile import compile
-from funcopt.testing.comparison import require, require_close, tolerance
+from funcopt.testing.comparison import require, require_close, storage_factor
 from funcopt.testing.law import law
 from funcopt.testing.remake import hyperparameters, remake, remaker
 from funcopt.testing.trajectory import filled, follow, generic, generic_case, in_dtype
@@ -35,7 +35,7 @@ def compiled(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any,
             stance = "default" if number == 0 else "fail_on_recompile"
             with torch.compiler.set_stance(stance):
                 updates, state, params = run(params, state, grads)
-            factor = _storage_factor(declared, torch.float32)
+            factor = storage_factor(declared, torch.float32)
             require_close((updates, state), expected[number][:2], f"step {number}: updates and state", factor=factor)
 
 
@@ -43,11 +43,6 @@ def _fresh(step: Any, backend: str) -> Any:
     """Compiled anew: Dynamo keeps, and counts, what it compiled for the same code with other transformations."""
     torch.compiler.reset()
     return compile(step, backend=backend)
-
-
-def _storage_factor(declared: Any, dtype: torch.dtype) -> float:
-    """More is granted where a state is stored in low precision: a rounding that falls otherwise."""
-    return max(1.0, 2 * tolerance(declared.stored_in or dtype) / tolerance(dtype))
 
 
 def _has_hyperparameters(tx: Any, declared: Any) -> bool:
@@ -74,7 +69,7 @@ def compiled_hyperparameters(
             found = run(scaled, params, grads)
         what = f"with {factor} times {list(values)}: updates"
         expected = updates_of(scaled, params, grads)
-        require_close(found, expected, what, factor=_storage_factor(declared, torch.float32))
+        require_close(found, expected, what, factor=storage_factor(declared, torch.float32))
 
 
 @law(share=0.25)
@@ -98,7 +93,7 @@ def vmap_over_models(tx: Any, params: Any, gradients: Any, *, extra: Any, declar
         updates, state = update(grads, state, stacked)
         stacked = vmap(apply_updates)(stacked, updates)
         expected = _stack([tuple(run[step]) for run in loop])
-        factor = _storage_factor(declared, torch.float64)
+        factor = storage_factor(declared, torch.float64)
         require_close((updates, state, stacked), expected, f"step {step}: updates, state and params", factor=factor)
 
 
@@ -110,7 +105,7 @@ def _stack(trees: list[Any]) -> Any:
 def vmap_over_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """vmap over a hyperparameter gives what a loop over its values gives."""
     params, gradients = generic_case(params, gradients)
-    factor = _storage_factor(declared, torch.float64)
+    factor = storage_factor(declared, torch.float64)
     for name, value in hyperparameters(tx, declared).items():
         values = value * torch.tensor([1.0, 0.7, 0.4], dtype=torch.float64)
 
@@ -125,7 +120,7 @@ def vmap_over_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra: An
 def tensors_mean_numbers(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """A hyperparameter given as a 0-d tensor means what its number means."""
     params, gradients = generic_case(params, gradients)
-    expected, factor = follow(tx, params, gradients, extra), _storage_factor(declared, torch.float64)
+    expected, factor = follow(tx, params, gradients, extra), storage_factor(declared, torch.float64)
     for name, value in hyperparameters(tx, declared).items():
         made = remake(tx, **{name: torch.tensor(value, dtype=torch.float64)})
         require_close(follow(made, params, gradients, extra), expected, f"{name} a tensor: step", factor=factor)

@@ -17,6 +17,7 @@ from funcopt.transform import (
     Updates,
     check_transformation,
     factory,
+    require_params,
     scalar,
     zero_count,
 )
@@ -47,8 +48,7 @@ def with_metrics(inner: GradientTransformation) -> GradientTransformation:
     """Take the steps of `inner`, and keep in the state what one wants to see of them, for `metrics(state)` to read.
 
     - `gradient_norm`, `update_norm`, `param_norm`: 2-norms of what comes in, of what goes out, and of the params before
-      the step. `update_to_param_ratio`: how far the step moves, ‖u‖ / ‖p‖. Without params the last two are 0, and so is
-      the ratio for params of zero.
+      the step. `update_to_param_ratio`: how far the step moves, ‖u‖ / ‖p‖, and 0 for params of zero.
     - `nonfinite_count`: how many steps so far had a gradient norm that was NaN or infinite.
     - `clip_fraction`, if there is a `clip_by_global_norm` within `inner`: the share of steps so far that it clipped. If
       there are several, each has one with its label or place in front: `encoder.clip_fraction`. A step that a wrapper
@@ -66,6 +66,7 @@ def with_metrics(inner: GradientTransformation) -> GradientTransformation:
 
     Raises:
         TypeError: `inner` is no `GradientTransformation`.
+        ValueError: `update` got no params.
     """
     check_transformation("with_metrics", inner=inner)
 
@@ -77,6 +78,7 @@ def with_metrics(inner: GradientTransformation) -> GradientTransformation:
     def update(
         updates: Updates, state: WithMetricsState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, WithMetricsState]:
+        params = require_params(params, "with_metrics")
         steps, inner_state = inner.update(updates, state.inner_state, params, **extra)
         count, last = increment(state.count), state.metrics
         new = _measured(updates, steps, params)
@@ -89,8 +91,8 @@ def with_metrics(inner: GradientTransformation) -> GradientTransformation:
     return GradientTransformation(init, update, "treewise")
 
 
-def _measured(gradients: Updates, updates: Updates, params: Params | None) -> dict[str, Tensor]:
-    update_norm, param_norm = tree.global_norm(updates), tree.global_norm({} if params is None else params)
+def _measured(gradients: Updates, updates: Updates, params: Params) -> dict[str, Tensor]:
+    update_norm, param_norm = tree.global_norm(updates), tree.global_norm(params)
     return {
         "gradient_norm": tree.global_norm(gradients),
         "update_norm": update_norm,

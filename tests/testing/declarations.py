@@ -44,7 +44,7 @@ QUIRKS: dict[str, dict[str, Any]] = {
     "schedule_free_adamw": DECAYS,
     "with_metrics": DECAYS,
     "flatten": DECAYS,
-    "keep_params_in": {"zero_fixpoint": None, "idempotent": True},
+    "keep_params_in": {"zero_fixpoint": None},
     "split_real_and_imaginary": {"complex": False},  # its two parts are clipped each for itself
     "identity": {"linear": True, "orthogonal": True, "scale": "equivariant", "idempotent": True},
     "set_to_zero": {"linear": True, "orthogonal": True, "scale": "invariant", "idempotent": True},
@@ -64,6 +64,8 @@ def declared(entry: Entry, case: dict[str, Any]) -> Declared:
         "float32_tolerance": entry.float32_tolerance,
     }
     quirks = QUIRKS.get(entry.name, {})
+    if "state_dtype" in case:
+        facts["zero_fixpoint"] = None  # params follow a rounded z
     if stored:
         quirks = {name: value for name, value in quirks.items() if name != "linear"}  # rounding is not
     return Declared(**{**facts, **quirks})
