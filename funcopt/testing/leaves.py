@@ -25,7 +25,7 @@ def leaves_are_independent(tx: Any, params: Any, gradients: Any, *, extra: Any, 
     params, gradients = generic_case(params, gradients, steps=3)
     before = follow(tx, params, gradients, extra)
     paths = [path for path, leaf in tree.leaves_with_path(params) if leaf.numel()]
-    for path in {*paths[:1], *paths[-1:]}:
+    for path in dict.fromkeys((*paths[:1], *paths[-1:])):
         changed = _changed(params, path, slice(None)), [_changed(g, path, slice(None)) for g in gradients]
         for step, (old, new) in enumerate(zip(before, follow(tx, *changed, extra))):
             found, expected = _removed(new.updates, path), _removed(old.updates, path)

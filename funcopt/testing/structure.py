@@ -110,7 +110,7 @@ def _accumulators(state: tree.Tree, params: tree.Tree) -> dict[str, str]:
     leaves = {path: leaf for path, leaf in tree.leaves_with_path(params) if leaf is not None}
     ends = [(place, path) for place in places for path in leaves if place == path or place.endswith(f".{path}")]
     found: dict[str, str] = {}
-    for start in {place.removesuffix(path) for place, path in ends}:
+    for start in dict.fromkeys(place.removesuffix(path) for place, path in ends):
         inside = {place: place.removeprefix(start) for place in places if place.startswith(start)}
         if all(path in leaves and _alike(places[place], leaves[path]) for place, path in inside.items()):
             found |= inside

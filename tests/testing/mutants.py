@@ -26,8 +26,13 @@ def laws_that_catch(mutant: Mutant, laws: Iterable[Law] = LAWS) -> list[str]:
 
 def table(mutants: Sequence[Mutant] = MUTANTS, laws: Iterable[Law] = LAWS) -> str:
     """Every mutant, its bug, and the laws that catch it, as a table in Markdown."""
-    rows = [f"| {mutant} | {mutant.bug} | {', '.join(laws_that_catch(mutant, laws))} |" for mutant in mutants]
+    rows = [row(mutant, laws_that_catch(mutant, laws)) for mutant in mutants]
     return "\n".join(["| mutant | bug | caught by |", "|---|---|---|", *rows])
+
+
+def row(mutant: Mutant, caught_by: Iterable[str]) -> str:
+    bug = mutant.bug.replace("|", r"\|")  # a bar ends a cell
+    return f"| {mutant} | {bug} | {', '.join(caught_by)} |"
 
 
 if __name__ == "__main__":

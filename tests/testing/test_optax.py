@@ -9,6 +9,7 @@ import torch
 
 import funcopt as fo
 from funcopt.testing import EAGER, Declared, fixed_case, violations
+from funcopt.testing.leaves import packed
 
 DTYPES = {
     torch.bfloat16: jnp.bfloat16,
@@ -56,6 +57,7 @@ def wrapped(transformation):
     return fo.GradientTransformation(init, update)
 
 
+LAWS = [law for law in EAGER if law is not packed]  # what packs is a container of funcopt's own
 HALVES, NONE, ZERO = "half_precision", "absent_gradient", "zero_gradients"
 FOUND = {
     "sgd": (lambda: optax.sgd(0.1), Declared(linear=True, descends=True), set()),
@@ -75,16 +77,43 @@ FOUND = {
 - zero_gradients: ε = 1e-8 is zero in float16, and the update 0 / 0.
 - descent: the first step of rprop is the update of the step before, and moves nothing.
 """
+DECAYS = Declared(zero_fixpoint="at zero")
+LEAFWISE = Declared(coupling="leafwise", zero_fixpoint="at zero")
 FOUND_AS_WELL = {
-    "momentum": (lambda: optax.sgd(0.1, 0.9), Declared(linear=True, descends=True), {HALVES, NONE}),
-    "adamw": (lambda: optax.adamw(0.1, weight_decay=0.1), Declared(zero_fixpoint="at zero"), {HALVES, NONE, ZERO}),
+    "sgd with momentum": (lambda: optax.sgd(0.1, 0.9), Declared(linear=True, descends=True), {HALVES, NONE}),
+    "adamw": (lambda: optax.adamw(0.1, weight_decay=0.1), DECAYS, {HALVES, NONE, ZERO}),
+    "nadam": (lambda: optax.nadam(0.1), Declared(descends=True), {HALVES, NONE, ZERO}),
+    "adamax": (lambda: optax.adamax(0.1), Declared(descends=True), {HALVES, NONE, ZERO}),
+    "amsgrad": (lambda: optax.amsgrad(0.1), Declared(descends=True), {HALVES, NONE, ZERO}),
+    "radam": (lambda: optax.radam(0.1), Declared(descends=True), {HALVES, NONE}),
     "rmsprop": (lambda: optax.rmsprop(0.1), Declared(descends=True), {HALVES, NONE, ZERO}),
-    "zero_nans": (lambda: optax.zero_nans(), Declared(absorbs=(float("nan"),), linear=True), {NONE}),
+    "adagrad": (lambda: optax.adagrad(0.1), Declared(descends=True), {HALVES, NONE}),
+    "adadelta": (lambda: optax.adadelta(0.1), Declared(descends=True), {HALVES, NONE, "complex_phase"}),
+    "adabelief": (lambda: optax.adabelief(0.1), Declared(descends=True), {HALVES, NONE, ZERO}),
+    "adan": (lambda: optax.adan(0.1), DECAYS, {HALVES, NONE, ZERO}),
+    "yogi": (lambda: optax.yogi(0.1), Declared(descends=True), {HALVES, NONE, ZERO, "sign_flip", "complex_phase"}),
+    "novograd": (lambda: optax.novograd(0.1), LEAFWISE, {HALVES, NONE, ZERO, "params_or_none"}),
+    "lars": (lambda: optax.lars(0.1), LEAFWISE, {HALVES, NONE}),
+    "lamb": (lambda: optax.lamb(0.1), LEAFWISE, {HALVES, NONE}),
+    "fromage": (lambda: optax.fromage(0.1), LEAFWISE, {HALVES, NONE, ZERO}),
+    "normalize_by_update_norm": (
+        lambda: optax.normalize_by_update_norm(),
+        Declared(coupling="treewise", direction="tree"),
+        {HALVES, ZERO},
+    ),
+    "clip": (lambda: optax.clip(0.7), Declared(bounded=0.7, idempotent=True, complex=False), set()),
+    "centralize": (
+        lambda: optax.centralize(),
+        Declared(coupling="leafwise", linear=True, idempotent=True),
+        set(),
+    ),
+    "zero_nans": (lambda: optax.zero_nans(), Declared(absorbs=(float("nan"),), linear=True), set()),
 }
+FINDINGS = {**FOUND, **FOUND_AS_WELL}
 
 
 def check_found(make, declared, broken):
-    found = {v.law: str(v) for v in violations(wrapped(make()), EAGER, declared, *fixed_case())}
+    found = {v.law: str(v) for v in violations(wrapped(make()), LAWS, declared, *fixed_case())}
     assert set(found) == broken, "\n\n".join(found.values())
 
 
