@@ -187,6 +187,7 @@ from funcopt.wrappers.plateau import (
     ReduceLROnPlateauState as ReduceLROnPlateauState,
     reduce_on_plateau as reduce_on_plateau,
 )
+from funcopt.wrappers.sam import SAMState as SAMState, sam as sam
 from funcopt.wrappers.schedule_free import (
     ScheduleFreeState as ScheduleFreeState,
     schedule_free as schedule_free,

@@ -81,19 +81,19 @@ def lookahead(
 
         updates, slow_params = tree.map_rule(rule, updates, state.slow_params, reads=(params,))
         if reset_state:
-            fast_state = _reset(sync, fast_optimizer, fast_state, apply_updates(params, updates), updates)
+            fast_state = restart(sync, fast_optimizer, fast_state, apply_updates(params, updates), updates)
         return updates, LookaheadState(fast_state, (state.steps_since_sync + 1) % sync_period, slow_params)
 
     return GradientTransformation(init, update, fast_optimizer.coupling)
 
 
-def _reset(sync: Tensor, optimizer: GradientTransformation, state: State, params: Params, updates: Updates) -> State:
-    """`state` as after `init(params)` where `sync` holds, except of leaves without an update."""
+def restart(due: Tensor, optimizer: GradientTransformation, state: State, params: Params, updates: Updates) -> State:
+    """`state` as after `init(params)` where `due` holds, except of leaves without an update."""
     fresh, structure = tree.flatten(optimizer.init(tree.map(lambda update, param: param, updates, params)))
     current = tree.leaves_up_to(structure, state)
 
     def select(new: Tensor | None, old: Any) -> Any:
-        return old if new is None else torch.where(sync, new.to(old.dtype), old)
+        return old if new is None else torch.where(due, new.to(old.dtype), old)
 
     return tree.unflatten([select(*row) for row in zip(fresh, current)], structure)
 

@@ -34,6 +34,45 @@ def optax_lookahead(
     return optax.GradientTransformation(init, update)
 
 
+def sharpness_aware(
+    rho: Any = 0.1, sync_period: int = 2, reset_state: bool = True, opaque: bool = False
+) -> fo.GradientTransformation:
+    ascent = fo.chain(fo.normalize_by_update_norm(1.0, 0.1), fo.sgd(rho, momentum=0.5))
+    optimizer = fo.sam(fo.adamw(decaying, eps=1e-2, weight_decay=0.1), ascent, sync_period, reset_state, opaque)
+    return with_gradients(optimizer) if opaque else optimizer
+
+
+def with_gradients(optimizer: fo.GradientTransformation) -> fo.GradientTransformation:
+    """The gradients that opaque mode asks for: those of a quartic around the point."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        def grad_fn(point: Any, i: int) -> Any:
+            return fo.tree.map(lambda g, p: g + (i + 1) * p * p.abs(), updates, point)
+
+        return optimizer.update(updates, state, params, grad_fn=grad_fn, **extra)
+
+    return fo.GradientTransformation(optimizer.init, update, optimizer.coupling)
+
+
+def optax_sharpness_aware(rho: Any = 0.1, sync_period: int = 2, reset_state: bool = True, opaque: bool = False) -> Any:
+    import jax
+    import optax
+
+    ascent = optax.chain(optax.normalize_by_update_norm(1.0, 0.1), optax.sgd(rho, momentum=0.5))
+    optimizer = optax.adamw(decaying, eps=1e-2, weight_decay=0.1)
+    made = optax.contrib.sam(optimizer, ascent, sync_period, reset_state, opaque)
+    if not opaque:
+        return made
+
+    def update(updates: Any, state: Any, params: Any) -> Any:
+        def grad_fn(point: Any, i: int) -> Any:
+            return jax.tree.map(lambda g, p: g + (i + 1) * p * abs(p), updates, point)
+
+        return made.update(updates, state, params, grad_fn=grad_fn)
+
+    return optax.GradientTransformation(made.init, update)
+
+
 def ema_params(decay: Any, debias: bool = True) -> fo.GradientTransformation:
     return fo.ema_params(fo.sgd(0.05, momentum=0.8), decay, debias)
 
@@ -128,6 +167,14 @@ AVERAGING: tuple[Entry, ...] = (
         build=lookahead,
         optax=optax_lookahead,
         float32_tolerance=1e-5,  # steps of synced params are differences of params
+    ),
+    Entry(
+        "sam",
+        ({}, {"sync_period": 3, "reset_state": False}, {"sync_period": 3, "opaque": True}),
+        scalars=("rho",),
+        build=sharpness_aware,
+        optax=optax_sharpness_aware,
+        float32_tolerance=1e-5,
     ),
     Entry(
         "ema_params",

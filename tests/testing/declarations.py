@@ -40,6 +40,7 @@ QUIRKS: dict[str, dict[str, Any]] = {
     "adaptive_grad_clip": {"idempotent": True},
     "zero_nans": {"absorbs": (float("nan"),), "linear": True, "scale": "equivariant", "idempotent": True},
     "inject_hyperparams": DECAYS,  # of adamw, as the next ones
+    "sam": {"zero_fixpoint": None, "descends": False},  # its ascent goes on, and its weights decay
     "schedule_free_sgd": DECAYS,
     "schedule_free_adamw": DECAYS,
     "with_metrics": DECAYS,
@@ -64,6 +65,8 @@ def declared(entry: Entry, case: dict[str, Any]) -> Declared:
         "float32_tolerance": entry.float32_tolerance,
     }
     quirks = QUIRKS.get(entry.name, {})
+    if case.get("opaque"):
+        facts["stored_in"] = torch.bfloat16  # it asks for gradients at points in the params' dtype
     if "state_dtype" in case:
         facts["zero_fixpoint"] = None  # params follow a rounded z
     if stored:
