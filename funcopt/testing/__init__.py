@@ -19,7 +19,7 @@ from funcopt.testing.laws import EAGER as EAGER, LAWS as LAWS, TRANSFORMED as TR
 # What to try it on
 from funcopt.testing.printing import reproducer as reproducer, source as source
 from funcopt.testing.problems import Problem as Problem, minimise as minimise
-from funcopt.testing.schedules import check_schedule as check_schedule
+from funcopt.testing.schedule_laws import check_schedule as check_schedule
 from funcopt.testing.session import TrainingSession as TrainingSession, session as session
 from funcopt.testing.strategies import (
     gradient_sequences_for as gradient_sequences_for,

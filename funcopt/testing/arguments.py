@@ -31,7 +31,7 @@ from funcopt.schedules.warmup import (
     warmup_exponential_decay_schedule,
     warmup_stable_decay_schedule,
 )
-from funcopt.testing.tensors import Choice, choice
+from funcopt.testing.trees import Choice, choice
 from funcopt.transform import GradientTransformation, Schedule, identity
 
 

@@ -20,7 +20,7 @@ from funcopt.testing.arguments import (
     schedules as schedules,
 )
 from funcopt.testing.printing import reproducer as reproducer, source as source
-from funcopt.testing.tensors import (
+from funcopt.testing.trees import (
     ANY as ANY,
     CODES,
     COMPLEX as COMPLEX,
@@ -245,7 +245,7 @@ def transformations(
     if max_depth == 1:
         return links
     below = transformations(max_depth - 1, complex=complex, as_tensors=as_tensors)
-    return st.one_of(links, _chains(below), *([_wrapped(below, as_tensors)] if WRAPPERS else []))
+    return st.one_of(links, *([_wrapped(below, as_tensors)] if WRAPPERS else []), _chains(below))
 
 
 @st.composite

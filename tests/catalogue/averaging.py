@@ -170,7 +170,7 @@ AVERAGING: tuple[Entry, ...] = (
     ),
     Entry(
         "sam",
-        ({}, {"sync_period": 3, "reset_state": False}, {"sync_period": 3, "opaque": True}),
+        ({"rho": 0.2}, {"sync_period": 3, "reset_state": False}, {"sync_period": 3, "opaque": True}),
         scalars=("rho",),
         build=sharpness_aware,
         optax=optax_sharpness_aware,

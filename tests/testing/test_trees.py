@@ -8,10 +8,10 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.vendor.pretty import pretty
 
 from funcopt import tree
-from funcopt.testing import tensors as kit
+from funcopt.testing import trees as kit
 from funcopt.testing.printing import source
 from funcopt.testing.strategies import params
-from funcopt.testing.tensors import Empty, Layer, Single, Triple, pytrees, tensors
+from funcopt.testing.trees import Empty, Layer, Single, Triple, pytrees, tensors
 from tests.testing.search import PROFILE, examples, simplest
 
 NAMES = {"torch": torch, "Empty": Empty, "Single": Single, "Layer": Layer, "Triple": Triple}
