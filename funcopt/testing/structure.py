@@ -105,15 +105,18 @@ def absent_gradient(tx: Any, params: Any, gradients: Any, *, extra: Any, declare
 
 
 def _accumulators(state: tree.Tree, params: tree.Tree) -> dict[str, str]:
-    """The leaves of a state that belong to one of params, both by path: those in its subtrees that are like params."""
+    """The leaves of a state that belong to one of params, both by path: those in its subtrees that are like params.
+
+    Of subtrees within each other the outer one counts: `mu.2.0` is the leaf `2.0` of `mu`, and not `0` of `mu.2`.
+    """
     places = {place: leaf for place, leaf in tree.leaves_with_path(state) if leaf is not None}
     leaves = {path: leaf for path, leaf in tree.leaves_with_path(params) if leaf is not None}
     ends = [(place, path) for place in places for path in leaves if place == path or place.endswith(f".{path}")]
     found: dict[str, str] = {}
-    for start in dict.fromkeys(place.removesuffix(path) for place, path in ends):
+    for start in sorted({place.removesuffix(path) for place, path in ends}, key=lambda start: (len(start), start)):
         inside = {place: place.removeprefix(start) for place in places if place.startswith(start)}
         if all(path in leaves and _alike(places[place], leaves[path]) for place, path in inside.items()):
-            found |= inside
+            found = inside | found
     return found
 
 

@@ -13,7 +13,7 @@ from funcopt import tree
 from funcopt.testing import Declared, LawViolation, check, check_schedule, fixed_case, given_optimizer, violations
 from funcopt.testing.comparison import require_close, ulp_distance
 from funcopt.testing.laws import EAGER, TRANSFORMED
-from funcopt.testing.structure import half_precision
+from funcopt.testing.structure import absent_gradient, absent_parameter, half_precision
 from funcopt.testing.symmetry import bounded, gradient_scale, sign_flip
 
 
@@ -92,6 +92,11 @@ def test_cases_may_be_given():
 def test_every_law_holds_on_drawn_cases():
     for tx in (fo.adam(0.1), fo.chain(fo.clip_by_global_norm(1.0), fo.sgd(0.1, 0.9))):
         check(tx, EAGER, max_examples=10)
+
+
+def test_a_leaf_is_not_taken_for_another_whose_path_ends_its_own():
+    params = [torch.zeros(2), torch.zeros(()), [torch.zeros(2)]]
+    check(fo.adam(0.1), [absent_gradient, absent_parameter], params=params)
 
 
 @pytest.mark.slow
