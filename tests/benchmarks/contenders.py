@@ -1,0 +1,204 @@
+"""Who takes part: each turns a problem and a rule into a function of no arguments that makes one step."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import funcopt as fo
+from tests.benchmarks.workloads import Problem
+
+Step = Callable[[], Any]
+RATE, DECAY, MAX_NORM = 1e-3, 1e-2, 1.0
+
+
+# ------------------------------------------------------------------------------------------------------ funcopt
+
+
+def transformation(rule: str) -> fo.GradientTransformation:
+    return {
+        "sgd": lambda: fo.sgd(RATE, momentum=0.9),
+        "adam": lambda: fo.adam(RATE),
+        "adamw": lambda: fo.adamw(RATE, weight_decay=DECAY),
+        "clip+adamw": lambda: fo.chain(fo.clip_by_global_norm(MAX_NORM), fo.adamw(RATE, weight_decay=DECAY)),
+        "adagrad": lambda: fo.adagrad(RATE),
+        "rmsprop": lambda: fo.rmsprop(RATE, decay=0.99),
+    }[rule]()
+
+
+def update_step(optimizer: fo.GradientTransformation) -> Callable[..., Any]:
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params)
+        return fo.apply_updates(params, updates), state
+
+    return step
+
+
+def looped(step: Callable[..., Any], params: Any, state: Any, grads: Any) -> Step:
+    carried = [params, state]
+
+    def once() -> None:
+        carried[:] = step(*carried, grads)
+
+    return once
+
+
+def funcopt_eager(problem: Problem, rule: str) -> Step:
+    params, grads = problem.copies()
+    optimizer = transformation(rule)
+    return looped(update_step(optimizer), params, optimizer.init(params), grads)
+
+
+def funcopt_compiled(problem: Problem, rule: str) -> Step:
+    params, grads = problem.copies()
+    optimizer = transformation(rule)
+    step = fo.compile(update_step(optimizer), donate_argnums=(0, 1))
+    return looped(step, params, optimizer.init(params), grads)
+
+
+def funcopt_packed(problem: Problem, rule: str) -> Step:
+    """The gradients arrive packed, as `torch.func.grad` of a packed tree gives them."""
+    params, grads = problem.copies()
+    packed, optimizer = fo.pack(params), transformation(rule)
+    step = fo.compile(update_step(optimizer), donate_argnums=(0, 1))
+    return looped(step, packed, optimizer.init(packed), fo.pack_like(grads, packed))
+
+
+def funcopt_gathered(problem: Problem, rule: str) -> Step:
+    """The gradients arrive as separate tensors, and are gathered within the step."""
+    params, grads = problem.copies()
+    packed, optimizer = fo.pack(params), transformation(rule)
+    inner = update_step(optimizer)
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        return inner(params, state, fo.pack_like(grads, params))
+
+    return looped(fo.compile(step, donate_argnums=(0, 1)), packed, optimizer.init(packed), grads)
+
+
+# -------------------------------------------------------------------------------------------------- torch.optim
+
+
+def torch_optimizer(rule: str, params: list[Tensor], **options: Any) -> torch.optim.Optimizer:
+    return {
+        "sgd": lambda: torch.optim.SGD(params, RATE, momentum=0.9, **options),
+        "adam": lambda: torch.optim.Adam(params, RATE, **options),
+        "adamw": lambda: torch.optim.AdamW(params, RATE, weight_decay=DECAY, **options),
+        "clip+adamw": lambda: torch.optim.AdamW(params, RATE, weight_decay=DECAY, **options),
+        "adagrad": lambda: torch.optim.Adagrad(params, RATE, **options),
+        "rmsprop": lambda: torch.optim.RMSprop(params, RATE, **options),
+    }[rule]()
+
+
+def torch_step(compiled: bool = False, **options: Any) -> Callable[[Problem, str], Step]:
+    def build(problem: Problem, rule: str) -> Step:
+        values, grads = problem.copies()
+        params = [torch.nn.Parameter(value) for value in values.values()]
+        optimizer = torch_optimizer(rule, params, **options)
+        step = torch.compile(optimizer.step) if compiled else optimizer.step
+
+        def once() -> None:
+            for param, grad in zip(params, grads.values()):
+                param.grad = grad
+            if rule == "clip+adamw":
+                torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
+            step()
+
+        return once
+
+    return build
+
+
+# -------------------------------------------------------------------------------------------------------- others
+
+
+def optax_jitted(problem: Problem, rule: str) -> Step:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    optimizer = {
+        "sgd": lambda: optax.sgd(RATE, momentum=0.9),
+        "adam": lambda: optax.adam(RATE),
+        "adamw": lambda: optax.adamw(RATE, weight_decay=DECAY),
+        "clip+adamw": lambda: optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adamw(RATE, weight_decay=DECAY)),
+        "adagrad": lambda: optax.adagrad(RATE),
+        "rmsprop": lambda: optax.rmsprop(RATE, decay=0.99),
+    }[rule]()
+    params, grads = ({name: jnp.asarray(leaf.numpy()) for name, leaf in part.items()} for part in problem.copies())
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    carried = [params, optimizer.init(params)]
+
+    def once() -> None:
+        carried[:] = jitted(*carried, grads)
+        jax.block_until_ready(carried)
+
+    return once
+
+
+def torchopt_eager(problem: Problem, rule: str) -> Step | None:
+    import torchopt
+
+    factories = {"sgd": torchopt.sgd, "adam": torchopt.adam, "adamw": torchopt.adamw, "rmsprop": torchopt.rmsprop}
+    if rule not in factories:
+        return None
+    options = {"sgd": {"momentum": 0.9}, "adamw": {"weight_decay": DECAY}}.get(rule, {})
+    optimizer = factories[rule](RATE, **options)
+    params, grads = problem.copies()
+    carried = [params, optimizer.init(params)]
+
+    def once() -> None:
+        updates, carried[1] = optimizer.update(grads, carried[1], params=carried[0], inplace=False)
+        carried[0] = torchopt.apply_updates(carried[0], updates, inplace=False)
+
+    return once
+
+
+def heavyball_step(problem: Problem, rule: str) -> Step | None:
+    import heavyball
+
+    if rule != "adamw":
+        return None
+    values, grads = problem.copies()
+    params = [torch.nn.Parameter(value) for value in values.values()]
+    optimizer = heavyball.ForeachAdamW(params, lr=RATE, weight_decay=DECAY)
+
+    def once() -> None:
+        for param, grad in zip(params, grads.values()):
+            param.grad = grad
+        optimizer.step()
+
+    return once
+
+
+CONTENDERS: dict[str, Callable[[Problem, str], Step | None]] = {
+    "funcopt packed": funcopt_packed,
+    "funcopt gathered": funcopt_gathered,
+    "funcopt compiled": funcopt_compiled,
+    "funcopt eager": funcopt_eager,
+    "torch fused": torch_step(fused=True),
+    "torch foreach": torch_step(foreach=True),
+    "torch loop": torch_step(foreach=False),
+    "torch compiled": torch_step(compiled=True),
+    "optax jitted": optax_jitted,
+    "TorchOpt": torchopt_eager,
+    "HeavyBall": heavyball_step,
+}
+NEEDS = {"optax jitted": "optax", "TorchOpt": "torchopt", "HeavyBall": "heavyball"}
+FUSED = ("sgd", "adam", "adamw", "clip+adamw", "adagrad")
+"""The rules for which torch.optim has a fused kernel on the CPU."""
+
+
+def takes_part(name: str, rule: str) -> str | None:
+    """Why a contender does not take part, or None."""
+    package = NEEDS.get(name)
+    if package and importlib.util.find_spec(package) is None:
+        return f"{package} is not installed"
+    return f"torch has no fused {rule}" if name == "torch fused" and rule not in FUSED else None
