@@ -116,7 +116,7 @@ def _accumulators(state: tree.Tree, params: tree.Tree) -> dict[str, str]:
     for start in sorted({place.removesuffix(path) for place, path in ends}, key=lambda start: (len(start), start)):
         inside = {place: place.removeprefix(start) for place in places if place.startswith(start)}
         if all(path in leaves and _alike(places[place], leaves[path]) for place, path in inside.items()):
-            found = inside | found
+            found |= {place: path for place, path in inside.items() if place not in found}
     return found
 
 

@@ -7,6 +7,8 @@ from funcopt.testing import LAWS, LawViolation, check, fixed_case
 from funcopt.testing.modes import compiled, compiled_hyperparameters
 from tests.testing.mutants import MUTANTS, table
 
+pytestmark = pytest.mark.slow  # a minute
+
 CASE = fixed_case()
 QUICK = [law for law in LAWS if law not in (compiled, compiled_hyperparameters)]
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
