@@ -49,5 +49,5 @@ class Adam(DropIn, torch.optim.Adam):
 class AdamW(Adam, torch.optim.AdamW):
     """`torch.optim.AdamW`: `Adam` with decoupled weight decay, of 1e-2 unless told.
 
-        θ ← (1 - γ λ) θ - γ (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ)) + ε)
+    θ ← (1 - γ λ) θ - γ (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ)) + ε)
     """
