@@ -10,7 +10,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.numerics import add_scaled, compute_dtype
-from funcopt.optim.in_place import Row, write, written
+from funcopt.optim.in_place import Row, written
 from funcopt.transform import GradientTransformation
 
 Hyper = dict[str, Any]
