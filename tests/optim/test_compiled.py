@@ -79,7 +79,10 @@ def test_optimizers_share_what_is_compiled() -> None:
     assert 0 < counter.frame_count == compiled
 
 
-@every_class
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case.name == "SGD" else pytest.mark.slow, id=case.name) for case in FIRST],
+)
 def test_torch_compile_of_the_step(case: Case) -> None:
     """`torch.compile(opt.step, fullgraph=True)`, which torch's own classes break."""
     params, twins = parameters(case.name), parameters(case.name)
