@@ -89,7 +89,8 @@ class DropIn(Optimizer):
         hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": found_inf}
         keys = self.definition.keys(hyper)
         fresh = {param for param in active if self._complete_state(param, group, keys)}
-        for params in self._cohorts(active, fresh if self.definition.fresh else ()):
+        fresh = fresh if self.definition.fresh else set()
+        for params in self._cohorts(active, fresh):
             self._step_cohort(params, {**hyper, "fresh": params[0] in fresh})
 
     def _complete_state(self, param: Tensor, group: Hyper, keys: Sequence[str]) -> bool:
@@ -144,7 +145,7 @@ class DropIn(Optimizer):
 
         if self.definition.elementwise and all(map(_is_plain, rows[0])) and not torch.compiler.is_compiling():
             update_elementwise(rule, rows, in_parts=not self._compile)
-            return after
+            return after or updated(self.definition, hyper, scalars, rows[:1])[0]  # all rows are empty: count the step
         after, values = update(scalars, rows)
         for row, new in zip(rows, values):
             write(written(row), new)
