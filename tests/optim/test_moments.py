@@ -227,7 +227,7 @@ def test_scalars_are_wide_where_that_is_the_default(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_differentiable(name):
-    """Through eight steps, in the parameters before and in the rate: torch's Adamax fails in both."""
+    """Through eight steps, in the parameters before and in the rate. In torch Adamax fails in both, NAdam and Adadelta in the rate."""
     start = torch.tensor([1.0, -2.0], dtype=torch.float64)
 
     def end(value):

@@ -61,6 +61,13 @@ def test_the_factor_by_hand():
     assert updates.item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_float32_tensor_means_its_number():
+    """The lengths are differences of numbers near 2000: in float32 they would have no digits left."""
+    b2 = torch.tensor(0.999)
+    grads = gradients(steps=1)[0]
+    assert moved_after(b2, grads).item() == pytest.approx(moved_after(b2.item(), grads).item(), rel=1e-9)
+
+
 def moved_after(b2, grads, steps=8):
     transformation = fo.scale_by_radam(b2=b2, eps=1e-3)
     state = transformation.init(grads)
