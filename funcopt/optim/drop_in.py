@@ -89,8 +89,7 @@ class DropIn(Optimizer):
         hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": found_inf}
         keys = self.definition.keys(hyper)
         fresh = {param for param in active if self._complete_state(param, group, keys)}
-        fresh = fresh if self.definition.fresh else set()
-        for params in self._cohorts(active, fresh):
+        for params in self._cohorts(active, fresh if self.definition.fresh else ()):
             self._step_cohort(params, {**hyper, "fresh": params[0] in fresh})
 
     def _complete_state(self, param: Tensor, group: Hyper, keys: Sequence[str]) -> bool:
