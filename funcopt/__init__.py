@@ -96,6 +96,7 @@ from funcopt.transforms.scaling import (
     normalize_by_update_norm as normalize_by_update_norm,
     scale as scale,
     scale_by_learning_rate as scale_by_learning_rate,
+    scale_by_param_block_rms as scale_by_param_block_rms,
     scale_by_schedule as scale_by_schedule,
     scale_by_sign as scale_by_sign,
 )
@@ -105,6 +106,11 @@ from funcopt.transforms.weight_decay import (
 )
 
 # Optimizers, each with its update rule
+from funcopt.rules.adafactor import (
+    FactoredState as FactoredState,
+    adafactor as adafactor,
+    scale_by_factored_rms as scale_by_factored_rms,
+)
 from funcopt.rules.adagrad import ScaleByRssState as ScaleByRssState, adagrad as adagrad, scale_by_rss as scale_by_rss
 from funcopt.rules.adam import (
     ScaleByAdamState as ScaleByAdamState,
@@ -119,12 +125,18 @@ from funcopt.rules.amsgrad import (
     amsgrad as amsgrad,
     scale_by_amsgrad as scale_by_amsgrad,
 )
+from funcopt.rules.asgd import ASGDState as ASGDState, asgd as asgd
 from funcopt.rules.rmsprop import (
     ScaleByRmsState as ScaleByRmsState,
     ScaleByRStdDevState as ScaleByRStdDevState,
     rmsprop as rmsprop,
     scale_by_rms as scale_by_rms,
     scale_by_stddev as scale_by_stddev,
+)
+from funcopt.rules.rprop import (
+    ScaleByRpropState as ScaleByRpropState,
+    rprop as rprop,
+    scale_by_rprop as scale_by_rprop,
 )
 from funcopt.rules.sgd import sgd as sgd
 
