@@ -105,6 +105,9 @@ from funcopt.transforms.weight_decay import (
     add_decayed_weights as add_decayed_weights,
 )
 
+# Linear algebra
+from funcopt.linalg.newton_schulz import newton_schulz as newton_schulz
+
 # Optimizers, each with its update rule
 from funcopt.rules.adafactor import (
     FactoredState as FactoredState,
@@ -126,6 +129,13 @@ from funcopt.rules.amsgrad import (
     scale_by_amsgrad as scale_by_amsgrad,
 )
 from funcopt.rules.asgd import ASGDState as ASGDState, asgd as asgd
+from funcopt.rules.muon import (
+    MuonDimensionNumbers as MuonDimensionNumbers,
+    MuonState as MuonState,
+    muon as muon,
+    scale_by_muon as scale_by_muon,
+    scale_by_shape as scale_by_shape,
+)
 from funcopt.rules.rmsprop import (
     ScaleByRmsState as ScaleByRmsState,
     ScaleByRStdDevState as ScaleByRStdDevState,

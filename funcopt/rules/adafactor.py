@@ -1,14 +1,26 @@
 """Adafactor: the second moment of a matrix as the product of a column and a row."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_choice, check_integer, check_within
-from funcopt.numerics import abs_square, compute_dtype, ema, increment, real_dtype, realise, root, safe_divide, scalar_dtype
+from funcopt.numerics import (
+    EpsMode,
+    abs_square,
+    compute_dtype,
+    ema,
+    increment,
+    real_dtype,
+    realise,
+    root,
+    safe_divide,
+    scalar_dtype,
+)
 from funcopt.transform import (
     GradientTransformation,
     Mask,
@@ -27,8 +39,7 @@ from funcopt.transforms.momentum import ema as ema_of_updates
 from funcopt.transforms.scaling import scale, scale_by_learning_rate, scale_by_param_block_rms
 from funcopt.transforms.weight_decay import add_decayed_weights
 
-FactoredDims = Literal["largest", "last"]
-EpsMode = Literal["add", "floor"]
+FactoredDims: TypeAlias = Literal["largest", "last"]
 
 
 class FactoredState(NamedTuple):
@@ -71,8 +82,8 @@ def scale_by_factored_rms(
 
     A leaf is factored along `factored_dims`, its two "largest" axes or its "last" two, if both have at least
     `min_dim_size_to_factor` numbers; other axes are a batch. Else it keeps the mean of q as it is. With
-    `eps_mode="floor"` (torch.optim.Adafactor), q is |g|², mean(R) at least ε, and the quotient at least ε²; an `epsilon`
-    of None is then the machine epsilon of each parameter's own dtype, and `update` needs params.
+    `eps_mode="floor"` (torch.optim.Adafactor), q is |g|², mean(R) at least ε, and the quotient at least ε²; an
+    `epsilon` of None is then the machine epsilon of each parameter's own dtype, and `update` needs params.
 
     As optax, where R and C have no axis of size one, β is rounded to float32, and a `step_offset` above the count
     gives NaN (here β = 0).
@@ -95,7 +106,7 @@ def scale_by_factored_rms(
 
         return FactoredState(zero_count(params), zeros(1), zeros(0), zeros(None))
 
-    def rule(g: Tensor, row: Tensor, col: Tensor, v: Tensor, eps: Any, beta: Tensor) -> tuple[Tensor, ...]:
+    def rule(beta: Tensor, g: Tensor, row: Tensor, col: Tensor, v: Tensor, eps: Any) -> tuple[Tensor, ...]:
         square = abs_square(g) + eps if eps_mode == "add" else abs_square(g)
         floor = eps if eps_mode == "floor" else None
         axes = axes_of(g)
@@ -116,7 +127,7 @@ def scale_by_factored_rms(
         beta = realise(decay_rate_fn(step, decay_rate))
         eps = _eps_of(require_params(params, name)) if epsilon is None else tree.map(lambda leaf: epsilon, updates)
         updates, row, col, v = tree.map_rule(
-            lambda *leaves: rule(*leaves, beta), updates, state.v_row, state.v_col, state.v, reads=(eps,)
+            functools.partial(rule, beta), updates, state.v_row, state.v_col, state.v, reads=(eps,)
         )
         return updates, FactoredState(increment(state.count), row, col, v)
 
@@ -173,8 +184,8 @@ def adafactor(
     `relative_cap`, α is at most 1/√t. `update` needs params for RMS(p) and λ.
 
     The defaults are those of optax. torch.optim.Adafactor(lr=α, eps=(ε, min_scale), d=clipping_threshold) is
-    `adafactor(α, 0, eps=ε, factored_dims="last", eps_mode="floor", relative_cap=True)`, with λ = α `weight_decay`; its ε
-    of None is that of the first leaf for all others of the call, here of each leaf.
+    `adafactor(α, 0, eps=ε, factored_dims="last", eps_mode="floor", relative_cap=True)`, with λ = α `weight_decay`; its
+    ε of None is that of the first leaf for all others of the call, here of each leaf.
 
     >>> optimizer = adafactor(learning_rate=1e-2)
     """

@@ -45,9 +45,9 @@ def asgd(
         u = -η (g + λ p)                       a ← a + μ (p + u - a)
 
     γ is `learning_rate`, λ `lambd`. `eval_params(state, params)` gives a, which is at least in float32. As
-    torch.optim.ASGD, whose η and μ are rounded to float32 whatever the parameters, and where a changed γ counts one step
-    late (a scheduled one does not here). For its `weight_decay`, precede it by `add_decayed_weights`. `update` needs
-    params. Not in optax.
+    torch.optim.ASGD, whose η and μ are rounded to float32 whatever the parameters, and where a changed γ counts one
+    step late (a scheduled one does not here). For its `weight_decay`, precede it by `add_decayed_weights`. `update`
+    needs params. Not in optax.
 
     >>> optimizer = asgd(learning_rate=1e-2, t0=1000)
     >>> params = {"w": torch.zeros(2)}

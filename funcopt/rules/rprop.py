@@ -64,9 +64,9 @@ def rprop(
         s ← clamp(f s, min, max),  f = η₊ where sign(g) is that of the gradient before, η₋ where it is the other, else 1
         u = -s sign(g), and 0 where f = η₋; that g then counts as 0 at the next step
 
-    s starts at `learning_rate`, which has no other use and cannot be scheduled. As torch.optim.Rprop. optax.rprop (0.2.9
-    at least) applies at each step the update of the step before, so that its first is 0; and it does not bound s before
-    the first change. Real leaves only.
+    s starts at `learning_rate`, which has no other use and cannot be scheduled. As torch.optim.Rprop. optax.rprop
+    applies at each step the update of the step before, so that its first is 0 (a bug, in 0.2.9 too); and it does not
+    bound s before the first change. Real leaves only.
 
     >>> optimizer = rprop(learning_rate=1e-2)
     """
