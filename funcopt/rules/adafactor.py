@@ -1,6 +1,5 @@
 """Adafactor: the second moment of a matrix as the product of a column and a row."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -63,6 +62,18 @@ def factored_axes(shape: torch.Size, dims: FactoredDims, min_dim_size: int) -> t
     return (rows, columns) if min(shape[rows], shape[columns]) >= min_dim_size else None
 
 
+def _mean(x: Tensor, axis: int) -> Tensor:
+    return x.sum(axis, keepdim=True) / max(x.shape[axis], 1)
+
+
+def _factored_root(row: Tensor, col: Tensor, rows: int, eps: float | Tensor, eps_mode: EpsMode) -> Tensor:
+    """`√(R C / mean(R))`."""
+    mean = _mean(row, rows)
+    if eps_mode == "add":
+        return root(safe_divide(row, mean)) * root(col)  # the product before the root may underflow
+    return root((safe_divide(row, mean.clamp(min=eps)) * col).clamp(min=eps**2))
+
+
 @factory
 def scale_by_factored_rms(
     factored: bool = True,
@@ -88,14 +99,7 @@ def scale_by_factored_rms(
     As optax, where R and C have no axis of size one, β is rounded to float32, and a `step_offset` above the count
     gives NaN (here β = 0).
     """
-    name = "scale_by_factored_rms"
-    check_within(name, "[0, inf)", decay_rate=decay_rate, epsilon=epsilon)
-    check_integer(name, None, step_offset=step_offset)
-    check_integer(name, 0, min_dim_size_to_factor=min_dim_size_to_factor)
-    check_choice(name, ("largest", "last"), factored_dims=factored_dims)
-    check_choice(name, ("add", "floor"), eps_mode=eps_mode)
-    if epsilon is None and eps_mode == "add":
-        raise ValueError(f"{name}: epsilon must be a number with eps_mode='add', got epsilon=None.")
+    _check_factored_rms(decay_rate, step_offset, min_dim_size_to_factor, epsilon, factored_dims, eps_mode)
 
     def axes_of(leaf: Tensor) -> tuple[int, int] | None:
         return factored_axes(leaf.shape, factored_dims, min_dim_size_to_factor) if factored else None
@@ -106,32 +110,47 @@ def scale_by_factored_rms(
 
         return FactoredState(zero_count(params), zeros(1), zeros(0), zeros(None))
 
-    def rule(beta: Tensor, g: Tensor, row: Tensor, col: Tensor, v: Tensor, eps: Any) -> tuple[Tensor, ...]:
-        square = abs_square(g) + eps if eps_mode == "add" else abs_square(g)
-        floor = eps if eps_mode == "floor" else None
-        axes = axes_of(g)
-        if axes is None:
-            v = ema(v, square, beta)
-            return g / root(_floored(v, floor, 2)), row, col, v
-        rows, columns = axes
-        row, col = ema(row, _mean(square, columns), beta), ema(col, _mean(square, rows), beta)
-        share = safe_divide(row, _floored(_mean(row, rows), floor, 1))
-        if floor is None:
-            return g / (root(share) * root(col)), row, col, v  # roots first: the product may underflow
-        return g / root(_floored(share * col, floor, 2)), row, col, v
-
     def update(
         updates: Updates, state: FactoredState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, FactoredState]:
-        step = (state.count - step_offset).clamp(min=0)
-        beta = realise(decay_rate_fn(step, decay_rate))
-        eps = _eps_of(require_params(params, name)) if epsilon is None else tree.map(lambda leaf: epsilon, updates)
-        updates, row, col, v = tree.map_rule(
-            functools.partial(rule, beta), updates, state.v_row, state.v_col, state.v, reads=(eps,)
-        )
+        beta = realise(decay_rate_fn((state.count - step_offset).clamp(min=0), decay_rate))
+        eps = tree.map(lambda leaf: epsilon, updates) if epsilon is not None else _machine_epsilon(params)
+
+        def rule(g: Tensor, row: Tensor, col: Tensor, v: Tensor, eps: float | Tensor) -> tuple[Tensor, ...]:
+            axes = axes_of(g)
+            square = abs_square(g) + eps if eps_mode == "add" else abs_square(g)
+            if axes is None:
+                v = ema(v, square, beta)
+                return g / root(v if eps_mode == "add" else v.clamp(min=eps**2)), row, col, v
+            row, col = (ema(m, _mean(square, axis), beta) for m, axis in zip((row, col), reversed(axes)))
+            return g / _factored_root(row, col, axes[0], eps, eps_mode), row, col, v
+
+        updates, row, col, v = tree.map_rule(rule, updates, state.v_row, state.v_col, state.v, reads=(eps,))
         return updates, FactoredState(increment(state.count), row, col, v)
 
     return GradientTransformation(init, update, "leafwise")
+
+
+def _check_factored_rms(
+    decay_rate: float | Tensor,
+    step_offset: int,
+    min_dim_size_to_factor: int,
+    epsilon: float | Tensor | None,
+    factored_dims: FactoredDims,
+    eps_mode: EpsMode,
+) -> None:
+    name = "scale_by_factored_rms"
+    check_within(name, "[0, inf)", decay_rate=decay_rate, epsilon=epsilon)
+    check_integer(name, None, step_offset=step_offset)
+    check_integer(name, 0, min_dim_size_to_factor=min_dim_size_to_factor)
+    check_choice(name, ("largest", "last"), factored_dims=factored_dims)
+    check_choice(name, ("add", "floor"), eps_mode=eps_mode)
+    if epsilon is None and eps_mode == "add":
+        raise ValueError(f"{name}: epsilon must be a number with eps_mode='add', got epsilon=None.")
+
+
+def _machine_epsilon(params: Params | None) -> tree.Tree:
+    return tree.map(lambda leaf: torch.finfo(leaf.dtype).eps, require_params(params, "scale_by_factored_rms"))
 
 
 def _zeros(leaf: Tensor, axes: tuple[int, int] | None, axis: int | None) -> Tensor:
@@ -140,18 +159,6 @@ def _zeros(leaf: Tensor, axes: tuple[int, int] | None, axis: int | None) -> Tens
     if axes is not None and axis is not None:
         shape[axes[axis]] = 1
     return leaf.new_zeros(shape, dtype=real_dtype(compute_dtype(leaf.dtype)))
-
-
-def _mean(x: Tensor, axis: int) -> Tensor:
-    return x.sum(axis, keepdim=True) / max(x.shape[axis], 1)
-
-
-def _floored(x: Tensor, eps: float | Tensor | None, power: int) -> Tensor:
-    return x if eps is None else x.clamp(min=eps**power)
-
-
-def _eps_of(params: Params) -> tree.Tree:
-    return tree.map(lambda leaf: torch.finfo(leaf.dtype).eps, params)
 
 
 @factory
@@ -163,7 +170,7 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: float | Tensor | None = 1.0,
     momentum: float | Tensor | None = None,
-    dtype_momentum: torch.dtype = torch.float32,
+    dtype_momentum: torch.dtype | None = None,
     weight_decay_rate: ScalarOrSchedule | None = None,
     eps: float | Tensor | None = 1e-30,
     factored: bool = True,
@@ -180,7 +187,8 @@ def adafactor(
         u = -(α max(RMS(p), min_scale) d / max(1, RMS(d) / clipping_threshold) + λ p)
 
     λ is `weight_decay_rate`, which is not multiplied by α. `momentum` makes an average of the first term, without
-    correction. A `learning_rate` of None is 1. What is factored, and what ε is: see `scale_by_factored_rms`. With
+    correction, in `dtype_momentum`: the parameters' own unless given, at least float32 (always that in optax). A
+    `learning_rate` of None is 1. What is factored, and what ε is: see `scale_by_factored_rms`. With
     `relative_cap`, α is at most 1/√t. `update` needs params for RMS(p) and λ.
 
     The defaults are those of optax. torch.optim.Adafactor(lr=α, eps=(ε, min_scale), d=clipping_threshold) is

@@ -72,7 +72,7 @@ def _axes(leaf: Tensor, spec: MuonDimensionNumbers) -> _Axes:
 
 
 def _as_matrices(leaf: Tensor, axes: _Axes) -> Tensor:
-    sizes = [math.prod(leaf.shape[axis] for axis in group) for group in axes]
+    sizes = [math.prod([leaf.shape[axis] for axis in group]) for group in axes]
     return leaf.permute(sum(axes, ())).reshape(sizes if axes.batch else sizes[1:])
 
 
@@ -205,7 +205,7 @@ def scale_by_shape(
     specs_of = _spec_reader("scale_by_shape", weight_dimension_numbers, layout)
 
     def rule(g: Tensor, spec: MuonDimensionNumbers) -> Tensor:
-        fan_in, fan_out = (math.prod(g.shape[axis] for axis in group) for group in _axes(g, spec)[1:])
+        fan_in, fan_out = (math.prod([g.shape[axis] for axis in group]) for group in _axes(g, spec)[1:])
         if consistent_rms is None:
             return g * math.sqrt(max(1.0, fan_out / max(fan_in, 1)))
         return g * (consistent_rms * math.sqrt(max(fan_in, fan_out)))
