@@ -45,8 +45,9 @@ def newton_schulz(
     torch.optim.Muon.
 
     What makes singular values at most 1 first: the norm "frobenius" or "spectral" (an SVD); or within the first step
-    "aol" (Boissin et al. 2025, https://arxiv.org/abs/2512.04632) or "schatten" (Grishina et al. 2025,
-    https://arxiv.org/abs/2506.10935), which leave them larger and save about a step. Zeros stay zeros.
+    "schatten" (Grishina et al. 2025, https://arxiv.org/abs/2506.10935), which leaves them larger, or "aol" (Boissin et
+    al. 2025, https://arxiv.org/abs/2512.04632), which also scales each row for itself, so that the limit is another
+    matrix than `U Vᴴ`. Zeros stay zeros.
 
     >>> newton_schulz(torch.tensor([[3.0, 0.0], [0.0, -3.0]])).round(decimals=2)
     tensor([[ 0.7000, 0.0000],

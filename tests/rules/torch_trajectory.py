@@ -40,3 +40,9 @@ def assert_same(ours: list[Any], theirs: list[Any], rtol: float) -> None:
             moved = max(b.abs().max().item(), 1e-3) if b.numel() else 1.0
             deviation = (a - b).abs().max().item() if b.numel() else 0.0
             assert deviation <= rtol * moved, f"step {step}, leaf {index}: off by {deviation:.3g} of {moved:.3g}"
+
+
+def gradients(shapes: list[tuple[int, ...]], count: int, dtype: torch.dtype = torch.float64) -> list[list[Tensor]]:
+    """Lists of normal leaves, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    return [[torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes] for _ in range(count)]
