@@ -60,7 +60,7 @@ def test_the_average_is_what_is_evaluated():
         updates, state = optimizer.update(g, state, params)
         params = fo.apply_updates(params, updates)
         visited.append(params[0])
-    mean = sum(visited[2:]) / len(visited[2:])  # from the step after t0
+    mean = sum(visited[3:]) / len(visited[3:])  # the weight is 1 still at step t0 + 2
     assert_close(fo.eval_params(state, params), [mean], rtol=1e-14)
 
 
