@@ -50,8 +50,8 @@ def newton_schulz(
     matrix than `U Vᴴ`. Zeros stay zeros.
 
     >>> newton_schulz(torch.tensor([[3.0, 0.0], [0.0, -3.0]])).round(decimals=2)
-    tensor([[ 0.7000, 0.0000],
-            [ 0.0000, -0.7000]])
+    tensor([[ 1.1100,  0.0000],
+            [ 0.0000, -1.1100]])
 
     Raises:
         ValueError: fewer than two axes, fewer triples than steps, or an unknown name.
