@@ -114,6 +114,11 @@ from funcopt.rules.adafactor import (
     adafactor as adafactor,
     scale_by_factored_rms as scale_by_factored_rms,
 )
+from funcopt.rules.adadelta import (
+    ScaleByAdaDeltaState as ScaleByAdaDeltaState,
+    adadelta as adadelta,
+    scale_by_adadelta as scale_by_adadelta,
+)
 from funcopt.rules.adagrad import ScaleByRssState as ScaleByRssState, adagrad as adagrad, scale_by_rss as scale_by_rss
 from funcopt.rules.adam import (
     ScaleByAdamState as ScaleByAdamState,
@@ -122,6 +127,12 @@ from funcopt.rules.adam import (
     nadam as nadam,
     nadamw as nadamw,
     scale_by_adam as scale_by_adam,
+)
+from funcopt.rules.adamax import (
+    ScaleByAdamaxState as ScaleByAdamaxState,
+    adamax as adamax,
+    adamaxw as adamaxw,
+    scale_by_adamax as scale_by_adamax,
 )
 from funcopt.rules.amsgrad import (
     ScaleByAmsgradState as ScaleByAmsgradState,
@@ -135,6 +146,16 @@ from funcopt.rules.muon import (
     muon as muon,
     scale_by_muon as scale_by_muon,
     scale_by_shape as scale_by_shape,
+)
+from funcopt.rules.nadam import (
+    ScaleByNadamState as ScaleByNadamState,
+    dozat_nadam as dozat_nadam,
+    scale_by_nadam as scale_by_nadam,
+)
+from funcopt.rules.radam import (
+    ScaleByRadamState as ScaleByRadamState,
+    radam as radam,
+    scale_by_radam as scale_by_radam,
 )
 from funcopt.rules.rmsprop import (
     ScaleByRmsState as ScaleByRmsState,
