@@ -10,7 +10,7 @@ from torch import Tensor
 
 from funcopt.optim.in_place import Row, update_elementwise, write, written
 from funcopt.optim.optimizer import Optimizer
-from funcopt.optim.rule import Definition, Hyper, Scalars, compiled, updated
+from funcopt.optim.rule import Definition, Hyper, Scalars, Update, compiled, updated
 
 Class = TypeVar("Class", bound=type)
 
@@ -132,7 +132,7 @@ class DropIn(Optimizer):
 
     def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row]) -> Scalars:
         """Write the new values into the rows, and return those of the scalars."""
-        update = functools.partial(updated, self.definition, hyper)
+        update: Update = functools.partial(updated, self.definition, hyper)
         if self._compile:
             update = compiled(self.definition, hyper, self._compile if isinstance(self._compile, dict) else {})
         after: Scalars = {}

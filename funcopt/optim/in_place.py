@@ -13,7 +13,7 @@ PART = 2**17  # numbers taken at once in eager mode, so that intermediate result
 Row = Sequence[Tensor]
 """The tensors of one parameter: itself, its gradient, its states."""
 Rule = Callable[[list[Tensor]], list[Tensor]]
-"""An elementwise function of one row, flat: new values of all its tensors but the gradient, made or written in place."""
+"""An elementwise function of a flat row: new values of its tensors but the gradient, made anew or written in place."""
 
 
 def update_elementwise(rule: Rule, rows: Sequence[Row], *, in_parts: bool) -> None:
@@ -54,9 +54,9 @@ def _batches(rows: Sequence[Row], limit: int) -> list[list[Row]]:
 
 def _update_gathered(rule: Rule, rows: Sequence[Row]) -> None:
     columns = [list(column) for column in zip(*rows)]
-    results = rule([_flatten_dense_tensors(column) for column in columns])
+    results = rule([_flatten_dense_tensors(column) for column in columns])  # type: ignore[no-untyped-call]
     for column, result in zip(written(columns), results):
-        write(column, _unflatten_dense_tensors(result, column))
+        write(column, _unflatten_dense_tensors(result, column))  # type: ignore[no-untyped-call]
 
 
 def _update_flat(rule: Rule, row: Row, length: int) -> None:
@@ -75,4 +75,4 @@ def write(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy the values into the targets, where a rule has not done so itself."""
     pairs = [(target, value) for target, value in zip(targets, values) if target is not value]
     if pairs:
-        torch._foreach_copy_(*map(list, zip(*pairs)))
+        torch._foreach_copy_([target for target, _ in pairs], [value for _, value in pairs])

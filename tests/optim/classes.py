@@ -122,7 +122,7 @@ def trajectory(
 
 
 TOLERANCE = {"NAdam": 2e-6, "ASGD": 2e-6, "Muon": 1e-2}
-"""Relative to the way travelled; 1e-9 elsewhere. Torch keeps scalars of NAdam and ASGD in float32, Muon's in bfloat16."""
+"""Relative to the way travelled, 1e-9 elsewhere. Torch keeps scalars of NAdam and ASGD in float32, Muon in bfloat16."""
 
 
 def assert_same_way(mine: list[list[Tensor]], theirs: list[list[Tensor]], tolerance: float) -> None:
