@@ -6,8 +6,12 @@ from torch.optim import (
     swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state,
 )
 
+from funcopt.optim.adafactor import Adafactor as Adafactor
 from funcopt.optim.adagrad import Adagrad as Adagrad
 from funcopt.optim.adam import Adam as Adam, AdamW as AdamW
+from funcopt.optim.asgd import ASGD as ASGD
+from funcopt.optim.muon import Muon as Muon
 from funcopt.optim.optimizer import Optimizer as Optimizer
 from funcopt.optim.rmsprop import RMSprop as RMSprop
+from funcopt.optim.rprop import Rprop as Rprop
 from funcopt.optim.sgd import SGD as SGD

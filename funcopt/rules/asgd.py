@@ -53,8 +53,9 @@ def asgd(
     >>> params = {"w": torch.zeros(2)}
     >>> averages = eval_params(optimizer.init(params), params)
     """
-    check_within("asgd", "[0, inf)", learning_rate=learning_rate, lambd=lambd)
-    check_within("asgd", "(-inf, inf)", alpha=alpha, t0=t0)
+    check_within("asgd", "[0, inf)", learning_rate=learning_rate)
+    check_within("asgd", "(-inf, inf)", lambd=lambd, alpha=alpha)
+    check_within("asgd", "(-inf, inf]", t0=t0)
 
     def init(params: Params) -> ASGDState:
         count = zero_count(params)
