@@ -40,7 +40,7 @@ def _direction(hyper: Hyper, factored: bool) -> GradientTransformation:
     ) -> tuple[Updates, tuple[Any, ...]]:
         count, *moments = state
         unused = [gradient.new_zeros(0) for gradient in updates]
-        before = FactoredState(count, *moments, unused) if factored else FactoredState(count, unused, unused, *moments)
+        before = FactoredState._make((count, *moments, unused) if factored else (count, unused, unused, *moments))
         updates, after = by_rms.update(updates, before, params)
         updates, _ = relative.update(updates, (EmptyState(), EmptyState()), params)
         return updates, kept(after)
@@ -81,12 +81,13 @@ class Adafactor(DropIn, torch.optim.Adafactor):
         super().check_gradient(param, group)
 
     def _check_state(self, param: Tensor, state: dict[str, Any]) -> None:
-        for key, shape in _shapes(param).items():
-            if key in state and tuple(state[key].shape) != shape:
+        expected = _shapes(param)
+        for key in ("row_var", "col_var", "variance"):
+            if key in state and tuple(state[key].shape) != expected.get(key):
                 raise ValueError(
-                    f"Adafactor.load_state_dict: {key!r} has the shape {tuple(state[key].shape)}, but that of the "
-                    f"parameter in its place is {shape}; state dicts are matched by position, so give the parameters "
-                    "in the order in which they were saved."
+                    f"Adafactor.load_state_dict: {key!r} has the shape {tuple(state[key].shape)}, but the "
+                    f"parameter in its place has {tuple(param.shape)}; state dicts are matched by position, so give "
+                    "the parameters in the order in which they were saved."
                 )
 
     def _cohorts(self, active: Iterable[Tensor], fresh: Collection[Tensor]) -> Iterable[list[Tensor]]:
