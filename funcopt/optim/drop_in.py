@@ -90,7 +90,7 @@ class DropIn(Optimizer):
         keys = self.definition.keys(hyper)
         fresh = {param for param in active if self._complete_state(param, group, keys)}
         for params in self._cohorts(active, fresh if self.definition.fresh else ()):
-            self._step_cohort(params, {**hyper, "fresh": params[0] in fresh})
+            self._step_cohort(params, {**hyper, "fresh": params[0] in fresh} if self.definition.fresh else hyper)
 
     def _complete_state(self, param: Tensor, group: Hyper, keys: Sequence[str]) -> bool:
         """Make what is missing of the state: all of it at the first step, or what was switched on later."""

@@ -29,7 +29,9 @@ def update_elementwise(rule: Rule, rows: Sequence[Row], *, in_parts: bool) -> No
         elif row[0].numel():
             small.append(row)
     for batch in _batches(small, PART) if in_parts else [small]:
-        if len(batch) == 1 and _is_contiguous(batch[0]):
+        if len(batch) == 1 and batch[0][0].numel() == 1:
+            _update_gathered(rule, [batch[0], [tensor.clone() for tensor in batch[0]]])  # torch compiles size 1 apart
+        elif len(batch) == 1 and _is_contiguous(batch[0]):
             _update_flat(rule, batch[0], batch[0][0].numel())
         elif batch:
             _update_gathered(rule, batch)
@@ -60,7 +62,7 @@ def _update_gathered(rule: Rule, rows: Sequence[Row]) -> None:
 
 
 def _update_flat(rule: Rule, row: Row, length: int) -> None:
-    flat = [tensor.view(-1) for tensor in row]
+    flat = [tensor.detach().view(-1) for tensor in row]
     for start in range(0, flat[0].numel(), length):
         part = [tensor[start : start + length] for tensor in flat]
         write(written(part), rule(part))

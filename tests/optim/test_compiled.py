@@ -41,7 +41,10 @@ def test_nothing_is_compiled_again(case: Case) -> None:
         kwargs["weight_decay"] = 0.1
     optimizer = built(case.mine, params, kwargs | {"compile": {"backend": counter}})
     addresses = [param.data_ptr() for param in params]
+    compiled = 0
     for step in range(8):
+        if step == 2:  # SGD's first step is another rule
+            compiled = counter.frame_count
         for group in optimizer.param_groups:
             group["lr"] = 0.01 * (step + 1)
             if "betas" in group:
@@ -51,8 +54,7 @@ def test_nothing_is_compiled_again(case: Case) -> None:
                     group[key] = group[key] * 0.9
         give_gradients(params, step, late=case.mine.definition.elementwise and step > 3)
         optimizer.step()
-    first_step_differs = case.name == "SGD"
-    assert counter.frame_count <= 1 + first_step_differs
+    assert 0 < counter.frame_count == compiled
     assert [param.data_ptr() for param in params] == addresses
 
 
@@ -67,15 +69,20 @@ def test_with_inductor(name: str) -> None:
 
 def test_optimizers_share_what_is_compiled() -> None:
     counter = CompileCounterWithBackend("aot_eager")
+    compiled = 0
     for number in range(3):
         params = [torch.nn.Parameter(torch.ones(5 + number, 7))]
         optimizer = funcopt.optim.AdamW(params, lr=0.1 * (1 + number), compile={"backend": counter})
         give_gradients(params, 0)
         optimizer.step()
-    assert counter.frame_count == 1
+        compiled = compiled or counter.frame_count
+    assert 0 < counter.frame_count == compiled
 
 
-@every_class
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case.name == "SGD" else pytest.mark.slow, id=case.name) for case in FIRST],
+)
 def test_torch_compile_of_the_step(case: Case) -> None:
     """`torch.compile(opt.step, fullgraph=True)`, which torch's own classes break."""
     params, twins = parameters(case.name), parameters(case.name)
