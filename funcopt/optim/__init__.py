@@ -12,6 +12,7 @@ from funcopt.optim.adagrad import Adagrad as Adagrad
 from funcopt.optim.adam import Adam as Adam, AdamW as AdamW
 from funcopt.optim.adamax import Adamax as Adamax
 from funcopt.optim.asgd import ASGD as ASGD
+from funcopt.optim.conversion import state_from_torch as state_from_torch, state_to_torch as state_to_torch
 from funcopt.optim.muon import Muon as Muon
 from funcopt.optim.nadam import NAdam as NAdam
 from funcopt.optim.optimizer import Optimizer as Optimizer
