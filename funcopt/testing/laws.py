@@ -37,6 +37,7 @@ from funcopt.testing.structure import (
     empty_trees,
     half_precision,
     params_or_none,
+    state_of_tensors,
     structure_is_kept,
 )
 from funcopt.testing.symmetry import (
@@ -55,6 +56,7 @@ from funcopt.testing.symmetry import (
 )
 
 EAGER: tuple[Law, ...] = (
+    state_of_tensors,
     arguments_are_kept,
     determinism,
     surroundings,

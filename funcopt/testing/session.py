@@ -11,7 +11,7 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.compile import compile
 from funcopt.testing.check import fixed_case
-from funcopt.testing.comparison import require_close
+from funcopt.testing.comparison import largest_so_far, require_close
 from funcopt.testing.purity import through_a_file
 from funcopt.testing.trajectory import generic, times
 from funcopt.testing.violation import LawViolation
@@ -43,7 +43,7 @@ class TrainingSession(RuleBasedStateMachine):
         self.is_compiled = False
         self.saved: Any = None
         self.steps = 0
-        self.largest = tree.map(lambda leaf: torch.zeros((), dtype=torch.float64), self._plain())
+        self.largest = largest_so_far(self._plain())
 
     @rule(seed=st.integers(0, 7), size=st.sampled_from(_SIZES))
     def step(self, seed: int, size: float) -> None:
@@ -107,7 +107,7 @@ class TrainingSession(RuleBasedStateMachine):
         plain = type(self).make(self.rate)
         updates, self.plain_state = plain.update(tree.clone(gradients), self.plain_state, self.plain_params)
         self.plain_params = apply_updates(self.plain_params, updates)
-        self.largest = tree.map(_largest, self._plain(), self.largest)
+        self.largest = largest_so_far(self._plain(), self.largest)
         self.steps += 1
 
     def _advance(self, gradients: tree.Tree) -> Any:
@@ -127,14 +127,6 @@ class TrainingSession(RuleBasedStateMachine):
         if cls.compiled is None:
             cls.compiled = staticmethod(compile(cls._eager_step, backend=cls.backend))
         return cls.compiled
-
-
-def _largest(leaf: Tensor, so_far: Tensor) -> Tensor:
-    """The largest magnitude that a leaf has had; infinities and NaN do not count."""
-    if leaf.numel() == 0:
-        return so_far
-    wide = torch.complex128 if leaf.is_complex() else torch.float64
-    return torch.maximum(leaf.to(wide).abs().nan_to_num(0.0, 0.0, 0.0).max(), so_far)
 
 
 def session(

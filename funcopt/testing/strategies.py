@@ -19,7 +19,8 @@ from funcopt.testing.arguments import (
     hyperparameters as hyperparameters,
     schedules as schedules,
 )
-from funcopt.testing.printing import reproducer as reproducer, source as source
+from funcopt.testing.printing import source as source
+from funcopt.testing.scripts import reproducer as reproducer
 from funcopt.testing.trees import (
     ANY as ANY,
     CODES,

@@ -60,7 +60,7 @@ def test_a_law_is_a_function():
 
 def test_a_failure_of_the_transformation_is_told_with_the_law():
     needy = fo.stateless(lambda updates, params: 1 / 0)
-    with pytest.raises(LawViolation, match=r"arguments_are_kept: .*\n  ZeroDivisionError: division by zero") as caught:
+    with pytest.raises(LawViolation, match=r"state_of_tensors: .*\n  ZeroDivisionError: division by zero") as caught:
         check(needy)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

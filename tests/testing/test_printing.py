@@ -10,7 +10,8 @@ from hypothesis.vendor.pretty import pretty
 
 import funcopt as fo
 from funcopt import tree
-from funcopt.testing.printing import reproducer, source
+from funcopt.testing.printing import source
+from funcopt.testing.scripts import reproducer
 from funcopt.testing.strategies import gradient_sequences_for, params, schedules, states, transformations
 from tests.testing.search import PROFILE
 
@@ -90,4 +91,4 @@ def test_a_reproducer_says_what_it_cannot_import():
         return fo.identity()
 
     script = reproducer({}, [{}], local())
-    assert "# define here: test_a_reproducer_says_what_it_cannot_import.<locals>.local" in script
+    assert f"# define here: local, of {__name__}" in script
