@@ -71,9 +71,7 @@ class Optimizer(torch.optim.Optimizer):
         compile: CompileOptions = False,
         differentiable: bool = False,
     ) -> None:
-        if not isinstance(tx, GradientTransformation):
-            remedy = "as_optimizer makes a class of a factory" if callable(tx) else "subclass torch.optim.Optimizer"
-            raise TypeError(f"Optimizer: tx must be a GradientTransformation, got {tx!r}; {remedy}.")
+        _check_is_transformation(tx)
         # Which hyperparameters are in the state shows with the parameters; until then there are none.
         self._begin(params, fixed_recipe(repr(tx), tx), scope, compile, differentiable)
         if settable_hyperparams(self._first_state(on_meta=True)):
@@ -114,7 +112,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------------------------------------------- stepping
 
-    def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
         """One step with the gradients in `p.grad`; gives back what the closure, called before, returned.
 
         Args:
@@ -315,6 +313,12 @@ class Optimizer(torch.optim.Optimizer):
     def __repr__(self) -> str:
         kind, rest = super().__repr__().split("(", 1)
         return f"{kind}(\n    {self._recipe.name}{rest}" if type(self)._factory is None else f"{kind}({rest}"
+
+
+def _check_is_transformation(tx: Any) -> None:
+    if not isinstance(tx, GradientTransformation):
+        remedy = "as_optimizer makes a class of a factory" if callable(tx) else "subclass torch.optim.Optimizer"
+        raise TypeError(f"Optimizer: tx must be a GradientTransformation, got {tx!r}; {remedy}.")
 
 
 def _is_zero(rate: Any) -> bool:

@@ -97,16 +97,18 @@ def _given(
         raise TypeError(f"{title}: takes at most {len(places)} hyperparameters by position, got {len(args)}.")
     given = dict(zip(places, args))
     aliases = {"lr": ("learning_rate",), "betas": ("b1", "b2")}
+    aliases = {alias: names for alias, names in aliases.items() if alias not in parameters}
     known = {*parameters, *(alias for alias, names in aliases.items() if {*names} <= {*parameters})}
     for name, value in kwargs.items():
         if name not in known:
             raise TypeError(f"{title}: got an unexpected argument {name!r}; there are {', '.join(sorted(known))}.")
-        twice = [
-            other for other in (name, *aliases.get(name, ())) if other in given or (other != name and other in kwargs)
-        ]
-        if twice:
-            raise TypeError(f"{title}: {name} and {twice[0]} are the same argument; give one of them.")
+        if name in given:
+            raise TypeError(f"{title}: {name} is given twice.")
         given[name] = value
+    for alias, names in aliases.items():
+        other = next((name for name in names if name in given), None)
+        if alias in given and other is not None:
+            raise TypeError(f"{title}: {alias} and {other} are the same argument; give one of them.")
     return given
 
 

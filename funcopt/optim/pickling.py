@@ -1,4 +1,4 @@
-"""Transformations and schedules in pickles: by the call that made them, since functions within functions have no name."""
+"""Transformations and schedules in pickles, by the call that made them: a function within a function has no name."""
 
 import functools
 import importlib

@@ -140,6 +140,29 @@ def advance(
     return moved, kept
 
 
+def advance_from_vector(
+    plan: Plan,
+    names: tuple[tuple[str, ...], ...],
+    moving: list[Tensor],
+    written: list[Any],
+    resting: list[Tensor],
+    read: list[Any],
+    gradients: list[Tensor],
+    vector: Tensor,
+    others: list[dict[str, Any]],
+) -> tuple[list[Tensor], list[Any]]:
+    """`advance` with the numbers of each run, and at last those of the extra arguments, in one vector.
+
+    Dynamo takes a 0-d float64 tensor on the CPU for a number that it might have to read, and traces everything twice.
+    """
+    filled = []
+    start = 0
+    for row, rest in zip(names, others):
+        filled.append({**rest, **{name: vector[start + k] for k, name in enumerate(row)}})
+        start += len(row)
+    return advance(plan, moving, written, resting, read, gradients, filled[:-1], filled[-1])
+
+
 def _spread(size: int, indices: Sequence[int], values: Sequence[Any]) -> list[Any]:
     """A list of that size with the values at the indices, and None elsewhere."""
     spread: list[Any] = [None] * size

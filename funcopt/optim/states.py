@@ -140,7 +140,7 @@ def _fill(
     keeper: int | None,
     source: int | None = None,
 ) -> None:
-    """Make the states that parameters lack of the names wanted: as `init` does, or for what is shared, as at `source`."""
+    """Make the states of the names wanted that parameters lack: as by `init`, or as at `source` where they are shared."""
     lacking = {i: names - states[model.params[i]].keys() for i, names in wanted.items()}
     if not any(lacking.values()):
         return

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from funcopt import compile as compilation, tree
+from funcopt import tree
+from funcopt.compile import compile
 from funcopt.numerics import scalar_dtype
 from funcopt.optim.recipe import Recipe
-from funcopt.optim.runs import Plan, Slot, advance, make_plan
+from funcopt.optim.runs import Plan, Slot, advance, advance_from_vector, make_plan
 from funcopt.optim.states import Arrangement, Group, Model, StateMaker, States, gather
 from funcopt.transform import State
 
@@ -38,7 +39,7 @@ class Stepper:
         self._maker = StateMaker()
         self._plans: dict[Any, Plan] = {}
         self._compiled: dict[Any, Callable[..., Any]] = {}
-        self._scalars: dict[Any, tuple[float, Tensor]] = {}
+        self._vectors: dict[Any, tuple[list[float], Tensor]] = {}
 
     def step(self, how: How, groups: Sequence[Group], states: States, extra: dict[str, Any]) -> None:
         """One step of the parameters of these groups. If it fails, parameters have not been written."""
@@ -62,7 +63,7 @@ class Stepper:
             _read(model, states, plan.written),
             [detach(model.params[i]) for i in plan.resting],
             _read(model, states, plan.read),
-            [gradients[i] for i in plan.moving],
+            [gradient for gradient in gradients if gradient is not None],
         )
         if how.compile_options is None:
             moved, kept = advance(plan, *inputs, numbers, extra)
@@ -106,28 +107,24 @@ class Stepper:
         extra: dict[str, Any],
     ) -> None:
         """The step as one graph, which writes into the tensors that it is given."""
+        rows = [*numbers, extra]
+        floats = [{name: v for name, v in row.items() if isinstance(v, (int, float))} for row in rows]
+        others = [{name: v for name, v in row.items() if name not in own} for row, own in zip(rows, floats)]
+        key = (key, tuple(tuple(row) for row in floats))
         if key not in self._compiled:
-            pure = functools.partial(advance, plan)
-            self._compiled[key] = compilation.compile(pure, donate_argnums=(0, 1), **options)
+            pure = functools.partial(advance_from_vector, plan, key[1])
+            self._compiled[key] = compile(pure, donate_argnums=(0, 1), **options)
         device = (inputs[0] or inputs[2])[0].device
-        scalars = [
-            {name: self._scalar((run, name, device), value) for name, value in values.items()}
-            for run, values in enumerate(numbers)
-        ]
-        extra = {name: self._scalar((name, device), v) if isinstance(v, float) else v for name, v in extra.items()}
-        self._compiled[key](*inputs, scalars, extra)
+        vector = self._vector(key, device, [value for row in floats for value in row.values()])
+        self._compiled[key](*inputs, vector, others)
 
-    def _scalar(self, key: Any, value: Any) -> Tensor:
-        """A number as a 0-d tensor on the device that ends `key`: the same tensor at each step, if need be refilled."""
-        if isinstance(value, Tensor):
-            return value.detach()
-        known, tensor = self._scalars.get(key, (value, None))
-        if tensor is None:
-            tensor = torch.full((), value, dtype=scalar_dtype(key[-1]), device=key[-1])
-        elif known != value:
-            tensor.fill_(value)
-        self._scalars[key] = (value, tensor)
-        return tensor
+    def _vector(self, key: Any, device: torch.device, values: list[float]) -> Tensor:
+        """The numbers in a vector on the device: that of the last step if they are the same."""
+        known, vector = self._vectors.get(key, (None, None))
+        if vector is None or known != values or vector.device != device:
+            vector = torch.tensor(values, dtype=scalar_dtype(device), device=device)
+            self._vectors[key] = (values, vector)
+        return vector
 
 
 def _gradient(optimizer: str, model: Model, index: int) -> Tensor | None:
