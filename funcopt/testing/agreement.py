@@ -1,12 +1,25 @@
-"""Laws of agreement: with float64, with a reference, and of an accumulation with the whole batch."""
+"""Laws of agreement: with float64, with a reference, behind torch.optim, of an accumulation with the whole batch."""
 
 from typing import Any
 
 import torch
 
-from funcopt.testing.comparison import require_close, require_close_run, require_identical, tolerance
+from funcopt import tree
+from funcopt.optim import Optimizer
+from funcopt.testing.comparison import require_close, require_close_run, require_identical, storage_factor, tolerance
 from funcopt.testing.law import law
-from funcopt.testing.trajectory import follow, generic_case, in_dtype, plus, times, updates_along, updates_at, zeros
+from funcopt.testing.runs import dict_by_path, set_gradients
+from funcopt.testing.trajectory import (
+    copied,
+    follow,
+    generic_case,
+    in_dtype,
+    plus,
+    times,
+    updates_along,
+    updates_at,
+    zeros,
+)
 from funcopt.transform import GradientTransformation
 
 _STEPS = 8
@@ -80,4 +93,20 @@ def _sum(trees: list[Any]) -> Any:
     return total
 
 
-# Adapter = functional follows here once funcopt has an adapter.
+@law(lambda tx, declared: not declared.fixed_structure, remedy="Declared(fixed_structure=True)")
+def adapter(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
+    """Behind the interface of torch.optim, where everything is written in place, steps and states are the same."""
+    start = {name: tree.clone(leaf) for name, leaf in dict_by_path(params).items() if leaf is not None}
+    if not start:  # torch.optim takes no empty list
+        return
+    named = [{name: dict_by_path(grads)[name] for name in start} for grads in gradients]
+    expected = [step[1:] for step in follow(tx, start, named, extra)]
+    moved = {name: torch.nn.Parameter(leaf.clone()) for name, leaf in start.items()}
+    optimizer, found = Optimizer(list(moved.items()), tx), []
+    for grads in named:
+        set_gradients(moved, grads)
+        optimizer.step(**extra)
+        values = {name: param.detach() for name, param in moved.items()}
+        found.append(copied((optimizer.functional_state(), values)))
+    factor = storage_factor(declared, torch.float64)
+    require_close_run(found, expected, "adapter", start=(tx.init(start), start), factor=factor)

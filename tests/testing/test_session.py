@@ -11,7 +11,7 @@ from funcopt.testing import LawViolation, session
 
 QUICK = settings(
     max_examples=8,
-    stateful_step_count=12,
+    stateful_step_count=16,
     deadline=None,
     derandomize=True,
     database=None,
