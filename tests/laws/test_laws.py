@@ -9,7 +9,7 @@ import funcopt as fo
 from funcopt.testing import EAGER, LAWS, TRANSFORMED, Declared, check, fixed_case
 from funcopt.testing.modes import compiled, compiled_hyperparameters
 from funcopt.testing.trajectory import generic
-from tests.catalogue import CASES, ENTRIES, case_id
+from tests.catalogue import CASES, ENTRIES, OPTIMIZERS, TRANSFORMATIONS, case_id
 from tests.testing.declarations import QUIRKS, SPECIAL, declared
 
 COMPILED = (compiled, compiled_hyperparameters)
@@ -47,12 +47,20 @@ def test_laws(entry, case):
     check(factory_of(entry, case), QUICK, declared(entry, case), *case_of(SHAPES))
 
 
-@pytest.mark.parametrize("entry, case", CASES, ids=case_id)
-def test_compiled(entry, case):
+CORE = (*OPTIMIZERS, *TRANSFORMATIONS)
+WITH_SCALARS = [
+    pytest.param(entry, marks=() if entry in CORE else pytest.mark.slow) for entry in ENTRIES if entry.scalars
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=str)
+def test_compiled(entry):
+    """The last case, which has the most in it; the slow tests compile all."""
+    case = entry.cases[-1]
     check(factory_of(entry, case), [compiled], declared(entry, case), *case_to_compile(case))
 
 
-@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.scalars], ids=str)
+@pytest.mark.parametrize("entry", WITH_SCALARS, ids=str)
 def test_compiled_hyperparameters(entry):
     case = entry.cases[-1]
     check(factory_of(entry, case), [compiled_hyperparameters], declared(entry, case), *case_to_compile(case))
@@ -69,7 +77,7 @@ def test_laws_of_special_cases(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("entry, case", CASES, ids=case_id)
 def test_compiled_with_all_leaves(entry, case):
-    check(factory_of(entry, case), COMPILED, declared(entry, case), *case_of(SHAPES))
+    check(factory_of(entry, case), [compiled], declared(entry, case), *case_of(SHAPES))
 
 
 UNMASKED = [(entry, case) for entry, case in CASES if "mask" not in case]
