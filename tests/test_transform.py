@@ -117,6 +117,15 @@ def test_apply_updates_rounds_once():
     assert moved["n"] is None
 
 
+def test_apply_updates_shares_nothing():
+    params, updates = draw(1), draw(2)
+    updates["a"]["bias"] = None
+    before = tree.clone((params, updates))
+    for leaf in tree.leaves(fo.apply_updates(params, updates)):
+        leaf.fill_(77)
+    assert_identical((params, updates), before)
+
+
 def test_apply_updates_keeps_a_leaf_without_update():
     params = {"w": torch.ones(2)}
     moved = fo.apply_updates(params, {"w": None})

@@ -17,9 +17,10 @@ from funcopt.testing.law import Law as Law, law as law
 from funcopt.testing.laws import EAGER as EAGER, LAWS as LAWS, TRANSFORMED as TRANSFORMED
 
 # What to try it on
-from funcopt.testing.printing import reproducer as reproducer, source as source
+from funcopt.testing.printing import source as source
 from funcopt.testing.problems import Problem as Problem, minimise as minimise
 from funcopt.testing.schedule_laws import check_schedule as check_schedule
+from funcopt.testing.scripts import reproducer as reproducer
 from funcopt.testing.session import TrainingSession as TrainingSession, session as session
 from funcopt.testing.strategies import (
     gradient_sequences_for as gradient_sequences_for,

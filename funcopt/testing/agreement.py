@@ -1,14 +1,25 @@
-"""Laws of agreement: with float64, with a reference, and of an accumulation with the whole batch."""
+"""Laws of agreement: with float64, with a reference, behind torch.optim, of an accumulation with the whole batch."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from funcopt import tree
-from funcopt.testing.comparison import require_close, require_identical, tolerance
+from funcopt.optim import Optimizer
+from funcopt.testing.comparison import require_close, require_close_run, require_identical, storage_factor, tolerance
 from funcopt.testing.law import law
-from funcopt.testing.trajectory import follow, generic_case, in_dtype, plus, times, updates_along, updates_at, zeros
+from funcopt.testing.runs import dict_by_path, set_gradients
+from funcopt.testing.trajectory import (
+    copied,
+    follow,
+    generic_case,
+    in_dtype,
+    plus,
+    times,
+    updates_along,
+    updates_at,
+    zeros,
+)
 from funcopt.transform import GradientTransformation
 
 _STEPS = 8
@@ -31,19 +42,12 @@ def float32_accuracy(tx: Any, params: Any, gradients: Any, *, extra: Any, declar
     narrow = [in_dtype(each, torch.float32) for each in path], [in_dtype(each, torch.float32) for each in gradients]
     found = updates_along(tx, *narrow, extra)
     granted = max(declared.float32_tolerance, tolerance(declared.stored_in or torch.float32))
-    _require_close_so_far(found, expected, "float32", granted)
+    _require_close_updates(found, expected, "float32", granted)
 
 
-def _require_close_so_far(found: list[Any], expected: list[Any], what: str, granted: float) -> None:
-    """Relative to the largest update so far: a sum that cancels has no more digits than its terms."""
-    scales = tree.map(lambda leaf: torch.zeros((), dtype=torch.float64), expected[0])
-    for step, (updates, wanted) in enumerate(zip(found, expected)):
-        scales = tree.map(_larger, wanted, scales)
-        require_close(updates, wanted, f"{what}, step {step}: updates", rtol=granted, scales=scales)
-
-
-def _larger(leaf: Tensor, scale: Tensor) -> Tensor:
-    return torch.maximum(leaf.abs().max().to(torch.float64), scale) if leaf.numel() else scale
+def _require_close_updates(found: list[Any], expected: list[Any], what: str, granted: float) -> None:
+    steps = [[{"updates": updates} for updates in run] for run in (found, expected)]
+    require_close_run(*steps, what, rtol=granted)
 
 
 @law(lambda tx, declared: declared.reference is not None)
@@ -52,10 +56,10 @@ def reference(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any
     params, gradients = _uneven(params, gradients)
     granted = max(1e-12, tolerance(declared.stored_in or torch.float64))
     expected = _reference_updates(declared.reference, params, gradients, extra)
-    _require_close_so_far(updates_at(tx, params, gradients, extra), expected, "float64", granted)
+    _require_close_updates(updates_at(tx, params, gradients, extra), expected, "float64", granted)
     narrow = in_dtype(params, torch.float32), [in_dtype(grads, torch.float32) for grads in gradients]
     granted = max(declared.float32_tolerance or 0.0, granted)
-    _require_close_so_far(updates_at(tx, *narrow, extra), expected, "float32", granted)
+    _require_close_updates(updates_at(tx, *narrow, extra), expected, "float32", granted)
 
 
 def _reference_updates(reference: Any, params: Any, gradients: Any, extra: Any) -> list[Any]:
@@ -89,4 +93,20 @@ def _sum(trees: list[Any]) -> Any:
     return total
 
 
-# Adapter = functional follows here once funcopt has an adapter.
+@law(lambda tx, declared: not declared.fixed_structure, remedy="Declared(fixed_structure=True)")
+def adapter(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
+    """Behind the interface of torch.optim, where everything is written in place, steps and states are the same."""
+    start = {name: tree.clone(leaf) for name, leaf in dict_by_path(params).items() if leaf is not None}
+    if not start:  # torch.optim takes no empty list
+        return
+    named = [{name: dict_by_path(grads)[name] for name in start} for grads in gradients]
+    expected = [step[1:] for step in follow(tx, start, named, extra)]
+    moved = {name: torch.nn.Parameter(leaf.clone()) for name, leaf in start.items()}
+    optimizer, found = Optimizer(list(moved.items()), tx), []
+    for grads in named:
+        set_gradients(moved, grads)
+        optimizer.step(**extra)
+        values = {name: param.detach() for name, param in moved.items()}
+        found.append(copied((optimizer.functional_state(), values)))
+    factor = storage_factor(declared, torch.float64)
+    require_close_run(found, expected, "adapter", start=(tx.init(start), start), factor=factor)

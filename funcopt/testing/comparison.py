@@ -47,10 +47,30 @@ def require(holds: bool | Tensor, problem: str) -> None:
         raise LawViolation(problem)
 
 
+def at(what: str, path: str) -> str:
+    """`what`, and where in its tree; a bare tensor has no path."""
+    return f"{what} at {path!r}" if path else what
+
+
+def require_tensors(values: tree.Tree, what: str) -> None:
+    """Raise LawViolation, with the remedy, unless every leaf is a tensor or None."""
+    for path, leaf in tree.leaves_with_path(values):
+        _require_tensor(leaf, what, path)
+
+
+def _require_tensor(leaf: Any, what: str, path: str) -> None:
+    if leaf is None or isinstance(leaf, Tensor):
+        return
+    remedy = ""
+    if isinstance(leaf, (bool, int, float)):
+        remedy = " Use a 0-d tensor: zero_count(params) for a counter, scalar(params, value) for another number."
+    raise LawViolation(f"{at(what, path)}: {leaf!r} is no tensor, but of type {type(leaf).__name__}.{remedy}")
+
+
 def require_identical(actual: tree.Tree, expected: tree.Tree, what: str) -> None:
     """Raise LawViolation unless both have the same structure, dtypes and bits; a NaN equals a NaN."""
     for path, a, b in _paired(actual, expected, what):
-        require(a.dtype == b.dtype, f"{what} at {path!r}: {a.dtype}, expected {b.dtype}.")
+        require(a.dtype == b.dtype, f"{at(what, path)}: {a.dtype}, expected {b.dtype}.")
         same = (a == b) | (a.isnan() & b.isnan())
         if not bool(same.all()):
             raise LawViolation(_difference(what, path, a, b, ~same))
@@ -86,6 +106,31 @@ def require_close(
             raise LawViolation(_difference(what, path, a, b, off, f"{float(bound):.2g}"))
 
 
+def require_close_run(found: Any, expected: Any, what: str, *, start: Any = None, **granted: float) -> None:
+    """`require_close` for what the steps of two runs gave, relative to the largest number so far.
+
+    A sum that cancels has no more digits than its terms had. `start` is what was there before the first step.
+    """
+    scales = None if start is None else largest_so_far(start)
+    for step, (one, other) in enumerate(zip(found, expected)):
+        scales = largest_so_far(other, scales)
+        require_close(one, other, f"{what}, step {step}", scales=scales, **granted)
+
+
+def largest_so_far(values: tree.Tree, scales: tree.Tree = None) -> tree.Tree:
+    """The largest finite magnitude that each leaf has had, as the scales of `require_close`."""
+    if scales is None:
+        scales = tree.map(lambda leaf: torch.zeros((), dtype=torch.float64), values)
+    return tree.map(_larger, values, scales)
+
+
+def _larger(leaf: Tensor, scale: Tensor) -> Tensor:
+    if leaf.numel() == 0:
+        return scale
+    wide = torch.complex128 if leaf.is_complex() else torch.float64
+    return torch.maximum(leaf.to(wide).abs().nan_to_num(0.0, 0.0, 0.0).max(), scale)
+
+
 def _paired(actual: tree.Tree, expected: tree.Tree, what: str, skip: bool = True) -> list[tuple[str, Any, Any]]:
     """Path and the two leaves, where both are there; raises where the structures, the absence or the shapes differ."""
     pairs = dict(tree.leaves_with_path(actual)), dict(tree.leaves_with_path(expected))
@@ -95,11 +140,13 @@ def _paired(actual: tree.Tree, expected: tree.Tree, what: str, skip: bool = True
     found = []
     for path, b in pairs[1].items():
         a = pairs[0][path]
-        require((a is None) == (b is None), f"{what} at {path!r}: {_kind(a)}, expected {_kind(b)}.")
+        _require_tensor(a, what, path)
+        _require_tensor(b, what, path)
+        require((a is None) == (b is None), f"{at(what, path)}: {_kind(a)}, expected {_kind(b)}.")
         if b is None and skip:
             continue
         if b is not None:
-            require(a.shape == b.shape, f"{what} at {path!r}: shape {tuple(a.shape)}, expected {tuple(b.shape)}.")
+            require(a.shape == b.shape, f"{at(what, path)}: shape {tuple(a.shape)}, expected {tuple(b.shape)}.")
         found.append((path, a, b))
     return found
 
@@ -114,7 +161,7 @@ def _difference(what: str, path: str, a: Tensor, b: Tensor, where: Tensor, grant
     index = tuple(int(i) for i in torch.unravel_index(gaps.argmax(), gaps.shape))
     x, y = a[index].item(), b[index].item()
     place = f"{path}[{', '.join(map(str, index))}]" if index else path
-    told = f"{what} at {place!r}: {x!r}, expected {y!r}" if place else f"{what}: {x!r}, expected {y!r}"
+    told = f"{at(what, place)}: {x!r}, expected {y!r}"
     return f"{told}{_distance(x, y, a.dtype)}{f', {granted} granted' if granted else ''}."
 
 

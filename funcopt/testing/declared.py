@@ -22,6 +22,8 @@ class Declared:
         extra: extra keyword arguments for every update.
         hyperparameters: the arguments of its factory that are vmapped and differentiated; unless given, all floats.
         differentiable: whether its derivatives are those of what it computes (rounding has none).
+        margin: how far from zero, and from round numbers, those numbers stay at which it is differentiated: in a kink
+            there is no derivative to agree with.
         complex: whether complex leaves are numbers of their own: turning their phase turns the updates.
         order_matters: whether the order of the leaves matters (to random numbers, say).
         fixed_structure: whether it is made for params of one structure (by a mask that is a tree, say).
@@ -52,6 +54,7 @@ class Declared:
     extra: dict[str, Any] | None = None
     hyperparameters: tuple[str, ...] | None = None
     differentiable: bool = True
+    margin: float = 0.1
     complex: bool = True
     order_matters: bool = False
     fixed_structure: bool = False

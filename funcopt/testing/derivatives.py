@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from funcopt import tree
-from funcopt.testing.comparison import require
+from funcopt.testing.comparison import at, require
 from funcopt.testing.law import law
 from funcopt.testing.remake import hyperparameters, remake
 from funcopt.testing.structure import zero_case
-from funcopt.testing.trajectory import all_finite, follow, generic, generic_case, plus
+from funcopt.testing.trajectory import all_finite, follow, generic, plus, smooth_case
 
 _STEPS = 2
 _RELATIVE = 1e-6  # what a finite difference of fourth order in float64 reaches
@@ -28,7 +28,7 @@ _REMEDY = "Declared(differentiable=False) if it rounds or stops gradients on pur
 @law(_differentiable, share=0.25, remedy=_REMEDY)
 def derivative_in_gradients(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """Derivatives in the gradients equal finite differences, in forward and in reverse mode."""
-    params, gradients = generic_case(params, gradients, steps=_STEPS)
+    params, gradients = smooth_case(params, gradients, declared.margin, _STEPS)
     direction = generic(params, 7)
 
     def fn(distance: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def derivative_in_gradients(tx: Any, params: Any, gradients: Any, *, extra: Any,
 @law(_differentiable, share=0.25, remedy=_REMEDY)
 def derivative_in_params(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """Derivatives in the params equal finite differences, in forward and in reverse mode."""
-    params, gradients = generic_case(params, gradients, steps=_STEPS)
+    params, gradients = smooth_case(params, gradients, declared.margin, _STEPS)
     direction = generic(params, 7)
 
     def fn(distance: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def derivative_in_params(tx: Any, params: Any, gradients: Any, *, extra: Any, de
 )
 def derivative_in_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """Derivatives in every hyperparameter equal finite differences, in forward and in reverse mode."""
-    params, gradients = generic_case(params, gradients, steps=_STEPS)
+    params, gradients = smooth_case(params, gradients, declared.margin, _STEPS)
     for name, value in hyperparameters(tx, declared).items():
 
         def fn(value: Tensor, name: str = name) -> Tensor:
@@ -85,7 +85,7 @@ def derivatives_finite_at_zero(tx: Any, params: Any, gradients: Any, *, extra: A
 
 def _require_finite(derivatives: tree.Tree, what: str) -> None:
     for path, leaf in tree.leaves_with_path(derivatives):
-        require(all_finite(leaf), f"{what} at {path!r} is {leaf}.")
+        require(all_finite(leaf), f"{at(what, path)} is {leaf}.")
 
 
 def _outcome(tx: Any, params: Any, gradients: list[Any], extra: Any) -> Tensor:

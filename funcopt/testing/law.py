@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from funcopt import tree
+from funcopt.testing.comparison import require_tensors
 from funcopt.testing.declared import Declared
 from funcopt.testing.violation import LawViolation
 from funcopt.transform import Coupling, GradientTransformation
@@ -63,15 +64,29 @@ class Law:
         try:
             self.function(tx, params, gradients, extra=given, declared=declared)
         except LawViolation as violation:
-            raise self._explained(violation, tx, (params, gradients)) from violation.__cause__
+            raise self._explained(violation, tx, (params, gradients), declared, extra) from violation.__cause__
         except Exception as error:
-            failure = LawViolation(f"{type(error).__name__}: {error}")
-            raise self._explained(failure, tx, (params, gradients)) from error
+            failure = LawViolation(_reason(tx, params) or f"{type(error).__name__}: {error}")
+            raise self._explained(failure, tx, (params, gradients), declared, extra) from error
 
-    def _explained(self, violation: LawViolation, tx: GradientTransformation, case: Any) -> LawViolation:
+    def _explained(
+        self, violation: LawViolation, tx: GradientTransformation, case: Any, declared: Declared, extra: Any
+    ) -> LawViolation:
         violation.law, violation.statement, violation.remedy = self.name, self.statement, self.remedy
         violation.transformation, violation.case = tx, case
+        violation.check, violation.declared, violation.extra = self, declared, extra
         return violation
+
+
+def _reason(tx: GradientTransformation, params: tree.Tree) -> str:
+    """What explains most failures better than their own words: a state that holds something else than tensors."""
+    try:
+        require_tensors(tx.init(params), "the state")
+    except LawViolation as violation:
+        return violation.problem
+    except Exception:  # init itself fails, and says why
+        return ""
+    return ""
 
 
 def _always(tx: GradientTransformation, declared: Declared) -> bool:

@@ -1,6 +1,6 @@
 """All laws, in the order in which `check` tries them: the cheap ones, and those that explain others, first."""
 
-from funcopt.testing.agreement import accumulation, float32_accuracy, reference
+from funcopt.testing.agreement import accumulation, adapter, float32_accuracy, reference
 from funcopt.testing.derivatives import (
     derivative_in_gradients,
     derivative_in_hyperparameters,
@@ -37,6 +37,7 @@ from funcopt.testing.structure import (
     empty_trees,
     half_precision,
     params_or_none,
+    state_of_tensors,
     structure_is_kept,
 )
 from funcopt.testing.symmetry import (
@@ -55,6 +56,7 @@ from funcopt.testing.symmetry import (
 )
 
 EAGER: tuple[Law, ...] = (
+    state_of_tensors,
     arguments_are_kept,
     determinism,
     surroundings,
@@ -98,8 +100,9 @@ TRANSFORMED: tuple[Law, ...] = (
     derivative_in_gradients,
     derivative_in_params,
     derivative_in_hyperparameters,
+    adapter,
     compiled,
     compiled_hyperparameters,
 )
-"""The laws that vmap, differentiate or compile."""
+"""The laws that vmap, differentiate or compile, or run it behind the interface of torch.optim."""
 LAWS: tuple[Law, ...] = (*EAGER, *TRANSFORMED)

@@ -7,10 +7,10 @@ from torch.func import vmap
 
 from funcopt import tree
 from funcopt.compile import compile
-from funcopt.testing.comparison import require, require_close, storage_factor
+from funcopt.testing.comparison import at, require, require_close, require_close_run, storage_factor
 from funcopt.testing.law import law
 from funcopt.testing.remake import hyperparameters, remake, remaker
-from funcopt.testing.trajectory import filled, follow, generic, generic_case, in_dtype
+from funcopt.testing.trajectory import Step, drawn_case, follow, generic_case, zeros
 from funcopt.transform import apply_updates
 
 BACKEND = "aot_eager"
@@ -27,16 +27,22 @@ def compiled(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any,
         updates, state = tx.update(grads, state, params, **extra)
         return updates, state, apply_updates(params, updates)
 
-    params, gradients = generic_case(params, gradients, torch.float32, steps=_STEPS)
+    params, gradients = drawn_case(params, gradients, torch.float32, steps=_STEPS)
     with torch.no_grad():
         expected = follow(tx, params, gradients, extra)
-        run, state = _fresh(step, backend), tx.init(params)
+        start = _start(tx, params)
+        run, found = _fresh(step, backend), [start]
         for number, grads in enumerate(gradients):
             stance = "default" if number == 0 else "fail_on_recompile"
             with torch.compiler.set_stance(stance):
-                updates, state, params = run(params, state, grads)
-            factor = storage_factor(declared, torch.float32)
-            require_close((updates, state), expected[number][:2], f"step {number}: updates and state", factor=factor)
+                found.append(Step(*run(found[-1].params, found[-1].state, grads)))
+        factor = storage_factor(declared, torch.float32)
+        require_close_run(found[1:], expected, "compiled", start=start, factor=factor)
+
+
+def _start(tx: Any, params: Any) -> Step:
+    """What is there before the first step."""
+    return Step(zeros(params), tx.init(params), params)
 
 
 def _fresh(step: Any, backend: str) -> Any:
@@ -55,7 +61,7 @@ def compiled_hyperparameters(
 ) -> None:
     """Compiled with its construction, a hyperparameter that is a tensor changes without a new graph."""
     values, make = hyperparameters(tx, declared), remaker(tx)
-    params, (grads, *_) = generic_case(params, gradients, torch.float32, steps=1)
+    params, (grads, *_) = drawn_case(params, gradients, torch.float32, steps=1)
 
     def updates_of(values: Any, params: Any, grads: Any) -> Any:
         made = make(values)
@@ -75,26 +81,22 @@ def compiled_hyperparameters(
 @law(share=0.25)
 def vmap_over_models(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """vmap of init and of update over models gives what a loop over them gives."""
-    models = [(in_dtype(filled(params), torch.float64), generic_case(params, gradients)[1])]
-    for seed in range(1, _MODELS):
-        shift = 100 * seed
-        models.append((generic(models[0][0], shift), [generic(g, shift + i) for i, g in enumerate(models[0][1], 1)]))
-    stacked, all_gradients = (
-        _stack([model[0] for model in models]),
-        [_stack(list(g)) for g in zip(*(m[1] for m in models))],
-    )
-    loop = [follow(tx, *model, extra) for model in models]
+    models = [drawn_case(params, gradients)]
+    for shift in range(100, 100 * _MODELS, 100):
+        models.append(generic_case(*models[0], shift=shift))
+    stacked = _stack([start for start, _ in models])
     state = vmap(tx.init)(stacked)
     for path, leaf in tree.leaves_with_path(state):
         expanded = any(stride == 0 for stride in leaf.stride()) and leaf.numel() > 0
-        require(not expanded, f"vmap(init) gives an expanded state at {path!r}; make it from a leaf of params.")
+        require(not expanded, f"{at('vmap(init) gives an expanded state', path)}; make it from a leaf of params.")
     update = vmap(lambda grads, state, params: tx.update(grads, state, params, **extra))
-    for step, grads in enumerate(all_gradients):
-        updates, state = update(grads, state, stacked)
-        stacked = vmap(apply_updates)(stacked, updates)
-        expected = _stack([tuple(run[step]) for run in loop])
-        factor = storage_factor(declared, torch.float64)
-        require_close((updates, state, stacked), expected, f"step {step}: updates, state and params", factor=factor)
+    found = [Step(zeros(stacked), state, stacked)]
+    for grads in zip(*(gradients for _, gradients in models)):
+        updates, state = update(_stack(list(grads)), *found[-1][1:])
+        found.append(Step(updates, state, vmap(apply_updates)(found[-1].params, updates)))
+    loop = zip(*(follow(tx, *model, extra) for model in models))
+    expected = [_stack(list(steps)) for steps in loop]
+    require_close_run(found[1:], expected, "vmapped", start=found[0], factor=storage_factor(declared, torch.float64))
 
 
 def _stack(trees: list[Any]) -> Any:
@@ -104,23 +106,25 @@ def _stack(trees: list[Any]) -> Any:
 @law(_has_hyperparameters, share=0.25, remedy="Declared(hyperparameters=...) with those that may be tensors")
 def vmap_over_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """vmap over a hyperparameter gives what a loop over its values gives."""
-    params, gradients = generic_case(params, gradients)
-    factor = storage_factor(declared, torch.float64)
+    params, gradients = drawn_case(params, gradients)
+    factor, start = storage_factor(declared, torch.float64), _start(tx, params)
     for name, value in hyperparameters(tx, declared).items():
         values = value * torch.tensor([1.0, 0.7, 0.4], dtype=torch.float64)
 
         def trained(value: Any, name: str = name) -> Any:
-            return [tuple(step) for step in follow(remake(tx, **{name: value}), params, gradients, extra)]
+            return follow(remake(tx, **{name: value}), params, gradients, extra)
 
-        loop = [trained(each.item()) for each in values]
-        require_close(vmap(trained)(values), _stack(loop), f"over {name}: step", factor=factor)
+        loop = _stack([trained(each.item()) for each in values])
+        require_close_run(vmap(trained)(values), loop, f"over {name}", start=start, factor=factor)
 
 
 @law(_has_hyperparameters, share=0.25, remedy="Declared(hyperparameters=...) with those that may be tensors")
 def tensors_mean_numbers(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """A hyperparameter given as a 0-d tensor means what its number means."""
-    params, gradients = generic_case(params, gradients)
-    expected, factor = follow(tx, params, gradients, extra), storage_factor(declared, torch.float64)
+    params, gradients = drawn_case(params, gradients)
+    expected, start = follow(tx, params, gradients, extra), _start(tx, params)
+    factor = storage_factor(declared, torch.float64)
     for name, value in hyperparameters(tx, declared).items():
         made = remake(tx, **{name: torch.tensor(value, dtype=torch.float64)})
-        require_close(follow(made, params, gradients, extra), expected, f"{name} a tensor: step", factor=factor)
+        found = follow(made, params, gradients, extra)
+        require_close_run(found, expected, f"{name} a tensor", start=start, factor=factor)

@@ -3,8 +3,10 @@
 Importing this module teaches hypothesis to print tensors, transformations and the states of funcopt that way.
 """
 
+import dataclasses
+import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 import funcopt
 from funcopt import tree
 from funcopt.calls import Call
-from funcopt.transform import GradientTransformation, Params, Updates
+from funcopt.transform import GradientTransformation
 
 
 def source(value: Any) -> str:
@@ -27,38 +29,57 @@ def source(value: Any) -> str:
     >>> source({"a": torch.tensor([0.1, -0.0]), "b": None})
     "{'a': torch.tensor([0.1, -0.0], dtype=torch.float32), 'b': None}"
     """
-    value = _origin(value)
+    value = origin(value)
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, float):
         return _number(value, torch.float64)
     if isinstance(value, Call):
-        arguments = [source(part) for part in value.args]
-        arguments += [f"{name}={source(part)}" for name, part in value.kwargs.items()]
-        return f"{value.name}({', '.join(arguments)})"
-    if _is_named_tuple(value):
-        return f"{type(value).__name__}({', '.join(f'{name}={source(part)}' for name, part in _fields(value))})"
+        return _call(value.name, value.args, value.kwargs)
+    if isinstance(value, functools.partial):
+        return _call("functools.partial", (value.func, *value.args), value.keywords)
+    if is_named_tuple(value):
+        return _call(type(value).__name__, (), value._asdict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, GradientTransformation)):
+        return _call(type(value).__name__, (), fields_of(value))
     if type(value) in (list, tuple):
         shown = ", ".join(map(source, value))
         return f"[{shown}]" if type(value) is list else f"({shown}{',' if len(value) == 1 else ''})"
     if type(value) is dict:
         return "{" + ", ".join(f"{source(key)}: {source(part)}" for key, part in value.items()) + "}"
-    return value.__qualname__ if inspect.isfunction(value) else repr(value)
+    return name_of(value) if inspect.isfunction(value) else repr(value)
 
 
-def _origin(value: Any) -> Any:
+def _call(name: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join([*map(source, args), *(f'{key}={source(part)}' for key, part in kwargs.items())])})"
+
+
+def origin(value: Any) -> Any:
     """The call that made a transformation or a schedule, where it is known; else the value itself."""
     if isinstance(value, GradientTransformation) or inspect.isfunction(value):
         return getattr(value, "call", None) or value
     return value
 
 
-def _is_named_tuple(value: Any) -> bool:
+def is_named_tuple(value: Any) -> bool:
+    """Whether it is of a class of NamedTuples."""
     return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
-def _fields(value: Any) -> list[tuple[str, Any]]:
-    return list(zip(value._fields, value))
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not as they would be by default; none of what is no dataclass."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, (type, GradientTransformation)):
+        return {}
+    pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+    return {field.name: part for field, part in pairs if part is not field.default and part != field.default}
+
+
+def name_of(function: Any) -> str:
+    """The name of a function or class, made up for a lambda: it has none that could be defined."""
+    qualified: str = function.__qualname__
+    if function.__name__ == "<lambda>":
+        return f"lambda_of_line_{function.__code__.co_firstlineno}"
+    return function.__name__ if "<locals>" in qualified else qualified
 
 
 def _tensor(x: Tensor) -> str:
@@ -118,59 +139,6 @@ def _number(value: Any, dtype: torch.dtype) -> str:
     candidates = (float(f"{value:.{digits}g}") for digits in range(1, 18))
     in_range = (x for x in candidates if abs(x) <= torch.finfo(dtype).max)  # torch.full takes no number beyond
     return repr(next((x for x in in_range if torch.tensor(x, dtype=dtype).item() == value), value))
-
-
-def reproducer(params: Params, gradients: list[Updates], tx: GradientTransformation) -> str:
-    """A script that runs `tx` on these values, one step for each tree of gradients, and prints each step.
-
-    Paste it into a file, or `exec` it: at the end `params` and `state` hold the values after the last step. A factory
-    or a NamedTuple is imported from the module where it is defined; one that is local to a function cannot be, and a
-    comment says so.
-    """
-    return "\n".join(
-        (
-            *_imports((params, gradients, tx)),
-            "",
-            f"params = {source(params)}",
-            "gradients = [",
-            *(f"    {source(gradient)}," for gradient in gradients),
-            "]",
-            f"tx = {source(tx)}",
-            "",
-            "state = tx.init(params)",
-            "for step, gradient in enumerate(gradients):",
-            "    updates, state = tx.update(gradient, state, params)",
-            "    params = apply_updates(params, updates)",
-            '    print(f"step {step}: updates = {updates}, params = {params}")',
-            "",
-        )
-    )
-
-
-def _imports(value: Any) -> list[str]:
-    names: dict[str, set[str]] = {"funcopt": {"apply_updates"}}
-    missing = set()
-    for named in _named(value):
-        public = named.__module__.startswith("funcopt.") and hasattr(funcopt, named.__name__)
-        if "<" in named.__qualname__:
-            missing.add(named.__qualname__)
-        else:
-            names.setdefault("funcopt" if public else named.__module__, set()).add(named.__name__)
-    imports = [f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names)]
-    return ["import torch", *imports, *(f"# define here: {name}" for name in sorted(missing))]
-
-
-def _named(value: Any) -> Iterator[Any]:
-    """The functions and classes whose names occur in the source of `value`."""
-    value = _origin(value)
-    if isinstance(value, Call):
-        yield value.function
-        yield from _named([*value.args, *value.kwargs.values()])
-        return
-    if inspect.isfunction(value) or _is_named_tuple(value):
-        yield value if inspect.isfunction(value) else type(value)
-    for part in (tree.children(value) or {}).values():
-        yield from _named(part)
 
 
 def _print(value: Any, printer: Any, cycle: bool) -> None:

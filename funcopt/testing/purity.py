@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from funcopt import tree
-from funcopt.testing.comparison import require, require_identical
+from funcopt.testing.comparison import require, require_identical, require_tensors
 from funcopt.testing.law import law
 from funcopt.testing.remake import remake
 from funcopt.testing.trajectory import copied, follow, generic, plus
@@ -135,8 +135,7 @@ def through_a_file(values: tree.Tree, template: tree.Tree) -> tree.Tree:
     pairs = tree.leaves_with_path(values)
     by_path = dict(pairs)
     require(len(by_path) == len(pairs), "two leaves of the state have the same path.")
-    strange = [f"{path!r} ({type(leaf).__name__})" for path, leaf in pairs if not isinstance(leaf, Tensor | None)]
-    require(not strange, f"the state holds what is no tensor: {', '.join(strange)}.")
+    require_tensors(values, "the state")
     file = io.BytesIO()
     torch.save(by_path, file)
     file.seek(0)

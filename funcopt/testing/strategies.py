@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
-import funcopt
 from funcopt import tree
 from funcopt.testing.arguments import (
     STANDARD as STANDARD,
     Range as Range,
-    drawable,
     hyperparameters as hyperparameters,
     schedules as schedules,
 )
-from funcopt.testing.printing import reproducer as reproducer, source as source
+from funcopt.testing.compositions import transformations as transformations
+from funcopt.testing.printing import source as source
+from funcopt.testing.scripts import reproducer as reproducer
 from funcopt.testing.trees import (
     ANY as ANY,
     CODES,
@@ -37,7 +37,7 @@ from funcopt.testing.trees import (
     pytrees as pytrees,
     tensors as tensors,
 )
-from funcopt.transform import GradientTransformation, Params, State, Updates, apply_updates, chain, named_chain
+from funcopt.transform import GradientTransformation, Params, State, Updates, apply_updates
 
 
 def params(
@@ -162,90 +162,6 @@ def _scaled(g: Tensor, factor: float) -> Tensor:
 def _thin_out(step: int, g: Tensor) -> Tensor:
     kept = (torch.arange(g.numel()) + step) % 3 == 0
     return torch.where(kept.reshape(g.shape), g, torch.zeros_like(g))
-
-
-REAL_ONLY = frozenset({"clip", "keep_params_nonnegative"})
-"""Factories whose transformations refuse complex leaves."""
-
-OVERRIDES: Mapping[str, Mapping[str, Choice[Any]]] = {}
-"""By the name of a factory, what to draw an argument from that its signature does not describe."""
-
-WRAPPERS: Mapping[str, Mapping[str, Choice[Any]]] = {}
-"""The wrappers that are composed, each with its own `OVERRIDES`. What it wraps is the argument that is annotated so."""
-
-NOT_COMPOSED: frozenset[str] = frozenset()
-"""Factories that are left out: their updates need more than gradients and parameters, or they do not fit anywhere."""
-
-
-@functools.cache
-def link_factories() -> Mapping[str, Callable[..., GradientTransformation]]:
-    """By name, the public factories that wrap nothing: every optimizer, and every link of a chain.
-
-    Read off funcopt itself: what its folders `rules` and `transforms` define, as far as `hyperparameters`, with
-    `OVERRIDES`, can draw the arguments.
-    """
-    simplest = {"identity": funcopt.identity, "sgd": funcopt.sgd, "set_to_zero": funcopt.set_to_zero}
-    found = {
-        name: value
-        for name, value in vars(funcopt).items()
-        if getattr(value, "__module__", "").startswith(("funcopt.rules.", "funcopt.transforms."))
-        and getattr(value, "__annotations__", {}).get("return") is GradientTransformation
-        and name not in NOT_COMPOSED
-        and drawable(value, OVERRIDES.get(name, ()))
-    }
-    return {**simplest, **found}
-
-
-@st.composite
-def _links(draw: DrawFn, names: tuple[str, ...], as_tensors: bool) -> GradientTransformation:
-    name = draw(choice(names))
-    make = link_factories()[name]
-    return make(**draw(hyperparameters(make, overrides=OVERRIDES.get(name), as_tensors=as_tensors)))
-
-
-@st.composite
-def _wrapped(draw: DrawFn, inner: SearchStrategy[GradientTransformation], as_tensors: bool) -> GradientTransformation:
-    name = draw(choice(tuple(WRAPPERS)))
-    make = getattr(funcopt, name)
-    wraps = [argument for argument, kind in make.__annotations__.items() if kind is GradientTransformation]
-    overrides = {**dict.fromkeys(set(wraps) - {"return"}, inner), **WRAPPERS[name]}
-    made: GradientTransformation = make(**draw(hyperparameters(make, overrides=overrides, as_tensors=as_tensors)))
-    return made
-
-
-@st.composite
-def _chains(draw: DrawFn, members: SearchStrategy[GradientTransformation]) -> GradientTransformation:
-    parts = draw(st.lists(members, min_size=1, max_size=5))
-    if draw(st.booleans()):
-        return named_chain(*((f"{place}.{_name(part)}", part) for place, part in enumerate(parts)))
-    return chain(*parts)
-
-
-def _name(transformation: GradientTransformation) -> str:
-    return "transformation" if transformation.call is None else transformation.call.name
-
-
-@functools.lru_cache(maxsize=64)
-def transformations(
-    max_depth: int = 2, *, complex: bool = False, as_tensors: bool = False
-) -> SearchStrategy[GradientTransformation]:
-    """Transformations of funcopt and their compositions, with random valid hyperparameters.
-
-    Depth 1 is one of the library's own; each level more, chains and named chains of 1 to 5 of the level below, and the
-    `WRAPPERS` around one of it. With `complex`, only such as take complex leaves. `as_tensors` as in `hyperparameters`.
-    They print as the call that makes them. Shrinks to `identity()`.
-
-    Raises:
-        ValueError: `max_depth` is less than 1.
-    """
-    if max_depth < 1:
-        raise ValueError(f"transformations: max_depth must be at least 1, got max_depth={max_depth}.")
-    names = tuple(name for name in link_factories() if not (complex and name in REAL_ONLY))
-    links = _links(names, as_tensors)
-    if max_depth == 1:
-        return links
-    below = transformations(max_depth - 1, complex=complex, as_tensors=as_tensors)
-    return st.one_of(links, *([_wrapped(below, as_tensors)] if WRAPPERS else []), _chains(below))
 
 
 @st.composite

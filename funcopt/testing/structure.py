@@ -7,12 +7,30 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.numerics import compute_dtype
-from funcopt.testing.comparison import require, require_close, require_identical, tolerance
+from funcopt.testing.comparison import (
+    at,
+    largest_so_far,
+    require,
+    require_close,
+    require_identical,
+    require_tensors,
+    tolerance,
+)
 from funcopt.testing.law import coupling_of, law
 from funcopt.testing.trajectory import all_finite, filled, generic, generic_case, in_dtype, times, zeros
 from funcopt.transform import apply_updates
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@law()
+def state_of_tensors(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
+    """The state holds tensors and None, and nothing else: nothing else would be carried along in all modes."""
+    state = tx.init(params)
+    require_tensors(state, "init: the state")
+    for step, grads in enumerate(gradients):
+        _, state = tx.update(grads, state, params, **extra)
+        require_tensors(state, f"step {step}: the state")
 
 
 @law()
@@ -38,15 +56,17 @@ def _follow_structure(tx: Any, params: Any, gradients: Any, extra: Any) -> None:
 
 
 def _require_alike(values: tree.Tree, expected: tree.Tree, what: str) -> None:
+    require_tensors(values, what)
     same = tree.flatten(values)[1] == tree.flatten(expected)[1]
     require(same, f"{what}: the structure is {tree.flatten(values)[1]}, expected {tree.flatten(expected)[1]}.")
     for (path, leaf), (_, other) in zip(tree.leaves_with_path(values), tree.leaves_with_path(expected)):
         if leaf is None and other is None:
             continue
-        require(isinstance(leaf, Tensor), f"{what} at {path!r}: {leaf!r} is no tensor.")
-        require(other is not None, f"{what} at {path!r}: a tensor, expected None.")
+        require(
+            leaf is not None and other is not None, f"{at(what, path)}: {_presence(leaf)}, expected {_presence(other)}."
+        )
         found, wanted = ((tuple(t.shape), t.dtype, t.device) for t in (leaf, other))
-        require(found == wanted, f"{what} at {path!r}: {found}, expected {wanted}.")
+        require(found == wanted, f"{at(what, path)}: {found}, expected {wanted}.")
 
 
 @law(remedy="Declared(stored_in=torch.bfloat16) if a state is stored in low precision on purpose")
@@ -65,26 +85,21 @@ def _compare_precisions(tx: Any, start: Any, gradients: Any, dtype: torch.dtype,
     params = in_dtype(start, dtype)
     state, wide_state = tx.init(params), tx.init(start)
     for path, leaf in tree.leaves_with_path(state):
-        stored = leaf.dtype in (declared.stored_in, compute_dtype(leaf.dtype))
-        require(stored, f"{dtype}: the state at {path!r} is {leaf.dtype}.")
+        stored = leaf is None or leaf.dtype in (declared.stored_in, compute_dtype(leaf.dtype))
+        require(stored, f"{at(f'{dtype}: the state', path)} is {leaf.dtype}.")
     if declared.float32_tolerance is None:
         return
-    scales = tree.map(lambda leaf: torch.zeros((), dtype=torch.float64), start)
+    scales = tree.map(lambda leaf: torch.tensor(torch.finfo(dtype).tiny, dtype=torch.float64), start)
     rounding = 2 * max(tolerance(dtype), tolerance(declared.stored_in or dtype))
     for step, grads in enumerate(gradients):
         wide = in_dtype(grads, torch.float32)
         updates, state = tx.update(grads, state, params, **extra)
         expected, wide_state = tx.update(wide, wide_state, start, **extra)
-        scales = tree.map(_largest, expected, scales, tree.map(lambda leaf: torch.finfo(dtype).tiny, start))
+        scales = largest_so_far(expected, scales)
         what = f"{dtype}, step {step}: updates"
         if all_finite(expected):
             require(not any(bool(u.isnan().any()) for u in tree.leaves(updates)), f"{what} are NaN.")
         require_close(updates, in_dtype(expected, dtype), what, rtol=rounding, scales=scales)
-
-
-def _largest(leaf: Tensor, scale: Tensor, floor: float) -> Tensor:
-    largest = leaf.abs().nan_to_num(0.0, 0.0, 0.0).max() if leaf.numel() else torch.zeros(())
-    return torch.maximum(largest.to(torch.float64), scale).clamp(min=floor)
 
 
 @law()
@@ -97,10 +112,11 @@ def absent_gradient(tx: Any, params: Any, gradients: Any, *, extra: Any, declare
         updates, new_state = tx.update(grads, state, params, **extra)
         for other, update in tree.leaves_with_path(updates):
             gone = dict(tree.leaves_with_path(grads))[other] is None
-            require((update is None) == gone, f"the update at {other!r} is {_presence(update)} with None at {path!r}.")
+            told = f"{at('the update', other)} is {_presence(update)}, with {at('the gradient None', path)}."
+            require((update is None) == gone, told)
         old_leaves, new_leaves = (dict(tree.leaves_with_path(each)) for each in (state, new_state))
         for place in [place for place, owner in _accumulators(state, params).items() if owner == path]:
-            what = f"with the gradient None at {path!r}, the state {place!r}"
+            what = f"with {at('the gradient None', path)}, {at('the state', place)}"
             require_identical(new_leaves.get(place), old_leaves[place], what)
 
 
@@ -133,7 +149,7 @@ def _presence(leaf: Any) -> str:
     return "None" if leaf is None else "not None"
 
 
-@law()
+@law(remedy='Declared(coupling="treewise") or (order_matters=True) if an absent leaf may change what others get')
 def absent_parameter(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """A parameter of None is as if it were not there: its update is None, and the others' are the same."""
     params, gradients = generic_case(params, gradients)
@@ -143,10 +159,16 @@ def absent_parameter(tx: Any, params: Any, gradients: Any, *, extra: Any, declar
     path = paths[-1]
     kept = _without(params, path)
     updates, state = tx.update(_without(gradients[0], path), tx.init(kept), kept, **extra)
-    require(dict(tree.leaves_with_path(updates))[path] is None, f"the update of the absent leaf {path!r} is not None.")
+    require(
+        dict(tree.leaves_with_path(updates))[path] is None,
+        f"the update of the absent leaf {path!r} is not None; `tree.map_rule` keeps None.",
+    )
     own = [place for place, owner in _accumulators(tx.init(params), params).items() if owner == path]
     for place, leaf in tree.leaves_with_path(state):
-        require(leaf is None or place not in own, f"the state {place!r} is kept for an absent leaf.")
+        require(
+            leaf is None or place not in own,
+            f"the state at {place!r} is kept for an absent leaf; `tree.zeros_like` makes none.",
+        )
     if coupling_of(tx, declared) != "treewise" and not declared.order_matters:
         full = tx.update(gradients[0], tx.init(params), params, **extra)[0]
         require_identical(updates, _without(full, path), f"without {path!r}, updates")

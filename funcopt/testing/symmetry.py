@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from funcopt import tree
-from funcopt.testing.comparison import require, require_close, require_identical
+from funcopt.testing.comparison import at, require, require_close, require_identical
 from funcopt.testing.law import law
 from funcopt.testing.structure import zero_case
 from funcopt.testing.trajectory import (
     all_finite,
-    filled,
+    drawn_case,
     generic,
     generic_case,
-    in_dtype,
     plus,
     times,
     updates_at,
@@ -53,7 +52,7 @@ def sign_flip(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any
 @law(lambda tx, declared: declared.descends)
 def descent(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """The first update points downhill."""
-    for start, (grads, *_) in (generic_case(params, gradients), _wide(params, gradients)):
+    for start, (grads, *_) in (generic_case(params, gradients), drawn_case(params, gradients)):
         (updates,) = updates_at(tx, zeros(start), [grads], extra)
         slope = sum((_inner(u, g) for u, g in zip(tree.leaves(updates), tree.leaves(grads))), torch.zeros(()))
         require(slope <= 0, f"⟨update, gradient⟩ = {float(slope):.6g} > 0.")
@@ -65,22 +64,10 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return torch.real(a.conj() * b).sum()
 
 
-def _wide(params: Any, gradients: Any) -> tuple[Any, Any]:
-    """The case itself in float64, with zeros for what is absent."""
-    params = in_dtype(filled(params), torch.float64)
-
-    def fill(grads: Any) -> Any:
-        given, structure = tree.flatten(grads)
-        leaves = [torch.zeros_like(p) if g is None else g for p, g in zip(tree.flatten(params)[0], given)]
-        return in_dtype(tree.unflatten(leaves, structure), torch.float64)
-
-    return params, [fill(grads) for grads in gradients]
-
-
 @law(lambda tx, declared: declared.scale is not None)
 def gradient_scale(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """Gradients times a constant give updates times it (equivariant), or the same ones (invariant)."""
-    for start, path in (generic_case(params, gradients), _wide(params, gradients)):
+    for start, path in (generic_case(params, gradients), drawn_case(params, gradients)):
         expected = updates_at(tx, start, path, extra)
         for factor in (2.0**-12, 2.0**12):
             found = updates_at(tx, start, [times(factor, grads) for grads in path], extra)
@@ -124,9 +111,8 @@ def bounded(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) 
     for updates in _extreme_updates(tx, params, gradients, extra):
         for path, leaf in tree.leaves_with_path(updates):
             largest = float(leaf.abs().max()) if leaf.numel() else 0.0
-            require(
-                largest <= declared.bounded * _SLACK, f"|update| at {path!r} is {largest!r} > {declared.bounded!r}."
-            )
+            told = f"{at('|update|', path)} is {largest!r} > {declared.bounded!r}."
+            require(largest <= declared.bounded * _SLACK, told)
 
 
 @law(lambda tx, declared: declared.norm_bounded is not None)

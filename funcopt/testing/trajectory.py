@@ -1,5 +1,6 @@
 """What the laws run: a few steps of a transformation, on trees like those given."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -66,12 +67,56 @@ def generic(like: tree.Tree, seed: int, dtype: torch.dtype = torch.float64) -> t
 
 
 def generic_case(
-    params: tree.Tree, gradients: list[tree.Tree], dtype: torch.dtype = torch.float64, steps: int | None = None
+    params: tree.Tree,
+    gradients: list[tree.Tree],
+    dtype: torch.dtype = torch.float64,
+    steps: int | None = None,
+    shift: int = 0,
 ) -> tuple[tree.Tree, list[tree.Tree]]:
     """The structure of a case with generic numbers in its place; nothing is absent, see `filled`."""
-    like = filled(params)
+    like, first = filled(params), 1 + shift
     count = len(gradients) if steps is None else steps
-    return generic(like, 1, dtype), [generic(like, 2 + step, dtype) for step in range(count)]
+    return generic(like, first, dtype), [generic(like, first + 1 + step, dtype) for step in range(count)]
+
+
+def drawn_case(
+    params: tree.Tree, gradients: list[tree.Tree], dtype: torch.dtype = torch.float64, steps: int | None = None
+) -> tuple[tree.Tree, list[tree.Tree]]:
+    """The numbers of a case, contiguous in one real dtype, with zeros for absent gradients, which come in turn.
+
+    For laws that need one dtype and the same leaves at every step, and are to fail, and shrink, by their numbers.
+    """
+    params = tree.clone(in_dtype(filled(params), dtype))
+
+    def fill(grads: tree.Tree) -> tree.Tree:
+        given, structure = tree.flatten(grads)
+        leaves = [torch.zeros_like(p) if g is None else g for p, g in zip(tree.flatten(params)[0], given)]
+        return tree.clone(in_dtype(tree.unflatten(leaves, structure), dtype))
+
+    turns = itertools.islice(itertools.cycle(gradients), len(gradients) if steps is None else steps)
+    return params, [fill(grads) for grads in turns]
+
+
+_LARGEST = 10.0
+
+
+def smooth_case(
+    params: tree.Tree, gradients: list[tree.Tree], margin: float, steps: int
+) -> tuple[tree.Tree, list[tree.Tree]]:
+    """`drawn_case`, away from where rules have kinks: from zero, from round numbers, from ties, and from infinity.
+
+    Every number is moved away from zero by 1 to 2 times `margin`, each by another part of it.
+    """
+    params, gradients = drawn_case(params, gradients, steps=steps)
+
+    def move(leaf: Tensor, noise: Tensor) -> Tensor:
+        finite = leaf.nan_to_num(0.0).clamp(-_LARGEST, _LARGEST)
+        return finite + torch.copysign(margin * (1.5 + 0.5 * torch.tanh(noise)), finite)
+
+    def moved(values: tree.Tree, seed: int) -> tree.Tree:
+        return tree.map(move, values, generic(values, seed))
+
+    return moved(params, 1), [moved(grads, 2 + step) for step, grads in enumerate(gradients)]
 
 
 def filled(params: tree.Tree) -> tree.Tree:

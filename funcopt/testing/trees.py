@@ -43,11 +43,14 @@ ANY = (*FINITE, "infinite", "nan")
 
 def choice(options: Choice[T]) -> SearchStrategy[T]:
     """The strategy for `options`: itself, or one that draws from a collection."""
-    return options if isinstance(options, SearchStrategy) else _sampled(tuple(options))
+    if isinstance(options, SearchStrategy):
+        return options
+    return _sampled(tuple(options), tuple(map(type, options)))
 
 
 @functools.lru_cache(maxsize=1024)
-def _sampled(options: tuple[Any, ...]) -> SearchStrategy[Any]:
+def _sampled(options: tuple[Any, ...], kinds: tuple[type, ...]) -> SearchStrategy[Any]:
+    """By the types too: (False, True) equals (0, 1), and would be taken for it."""
     return st.sampled_from(options)
 
 

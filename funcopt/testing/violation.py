@@ -3,7 +3,8 @@
 from typing import Any
 
 from funcopt import tree
-from funcopt.testing.printing import reproducer, source
+from funcopt.testing.printing import source
+from funcopt.testing.scripts import law_reproducer
 from funcopt.transform import GradientTransformation
 
 _SHOWN = 40  # numbers of a case that are printed; of a larger case, the shapes
@@ -17,6 +18,7 @@ class LawViolation(AssertionError):  # noqa: N818  # it is no error of the progr
         problem: what was found instead.
         transformation: what broke it.
         case: the params and the gradients that it was found with, or None.
+        check, declared, extra: the law itself, and what it was told besides.
         remedy: what to declare if it is meant so, or "".
     """
 
@@ -25,6 +27,9 @@ class LawViolation(AssertionError):  # noqa: N818  # it is no error of the progr
     remedy = ""
     transformation: GradientTransformation | Any = None  # or a schedule
     case: tuple[tree.Tree, list[tree.Tree]] | None = None
+    check: Any = None
+    declared: Any = None
+    extra: Any = None
     smallest = False  # whether the case has been shrunk
 
     def __init__(self, problem: str) -> None:
@@ -40,10 +45,14 @@ class LawViolation(AssertionError):  # noqa: N818  # it is no error of the progr
         return "\n".join(line for line in [*lines, f"  {self.remedy}" if self.remedy else ""] if line)
 
     def reproducer(self) -> str:
-        """A script that runs the transformation on the case, and prints each step."""
-        if self.case is None or not isinstance(self.transformation, GradientTransformation):
+        """A script that checks the law again in the case: it raises this violation.
+
+        What cannot be imported (a function local to another, a lambda, what is defined in the script that ran) a
+        comment names, to be defined there. A violation of a schedule, or of a session, has no case and no script: "".
+        """
+        if self.case is None or self.check is None:
             return ""
-        return reproducer(*self.case, self.transformation)
+        return law_reproducer(self.check, *self.case, self.transformation, self.declared, self.extra)
 
 
 def _told(params: tree.Tree, gradients: list[tree.Tree]) -> list[str]:

@@ -133,7 +133,10 @@ KNOWN_DIFFERENCES = {
 """What optax does and funcopt does not copy: a transformation, gradients; the right last update, and optax's."""
 
 
-@pytest.mark.parametrize("name", KNOWN_DIFFERENCES)
+LONG = {"a second moment in bfloat16 does not stall"}  # 2000 steps of optax
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in KNOWN_DIFFERENCES])
 def test_known_differences(name):
     make, (values, dtype), (right, theirs) = KNOWN_DIFFERENCES[name]
     with jax.enable_x64(dtype == "float64"):

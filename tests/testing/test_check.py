@@ -12,7 +12,9 @@ import funcopt as fo
 from funcopt import tree
 from funcopt.testing import Declared, LawViolation, check, check_schedule, fixed_case, given_optimizer, violations
 from funcopt.testing.comparison import require_close, ulp_distance
+from funcopt.testing.derivatives import derivative_in_gradients
 from funcopt.testing.laws import EAGER, TRANSFORMED
+from funcopt.testing.modes import vmap_over_models
 from funcopt.testing.structure import absent_gradient, absent_parameter, half_precision
 from funcopt.testing.symmetry import bounded, gradient_scale, sign_flip
 
@@ -60,7 +62,7 @@ def test_a_law_is_a_function():
 
 def test_a_failure_of_the_transformation_is_told_with_the_law():
     needy = fo.stateless(lambda updates, params: 1 / 0)
-    with pytest.raises(LawViolation, match=r"arguments_are_kept: .*\n  ZeroDivisionError: division by zero") as caught:
+    with pytest.raises(LawViolation, match=r"state_of_tensors: .*\n  ZeroDivisionError: division by zero") as caught:
         check(needy)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -92,6 +94,55 @@ def test_cases_may_be_given():
 def test_every_law_holds_on_drawn_cases():
     for tx in (fo.adam(0.1), fo.chain(fo.clip_by_global_norm(1.0), fo.sgd(0.1, 0.9))):
         check(tx, EAGER, max_examples=10)
+
+
+def sgd_with_a_python_count(rate=0.1):
+    def update(updates, state, params=None, **extra):
+        step = state["step"] + 1
+        return tree.map_rule(lambda g: -rate / step * g, updates), {"step": step}
+
+    return fo.GradientTransformation(lambda params: {"step": 0}, update, "elementwise")
+
+
+def test_a_number_in_the_state_is_told_with_its_remedy_by_every_law_that_fails():
+    found = list(violations(sgd_with_a_python_count, TRANSFORMED[:-2] + EAGER, params=[torch.ones(2)] * 2))
+    assert {"state_of_tensors", "checkpoint", "vmap_over_models", "derivative_in_params"} <= {v.law for v in found}
+    assert all("is no tensor, but of type int. Use a 0-d tensor: zero_count(params)" in v.problem for v in found)
+
+
+def test_a_bare_tensor_has_no_path():
+    one = torch.tensor(1.0)
+    with pytest.raises(LawViolation, match=r"^  updates: 1\.0, expected 2\.0, "):
+        require_close(one, 2 * one, "updates")
+    with pytest.raises(LawViolation, match=r"^  updates at 'w': "):
+        require_close({"w": one}, {"w": 2 * one}, "updates")
+
+
+@pytest.mark.parametrize("law, bound", [(derivative_in_gradients, 1.5), (vmap_over_models, 4.0)])
+def test_laws_of_modes_fail_by_the_numbers_of_a_case_and_shrink_them(law, bound):
+    """Wrong beyond a bound alone: a derivative that is lost there, or a number that depends on the mode."""
+
+    def spoilt(g):
+        return (g * 1).detach() if law is derivative_in_gradients else g + torch._C._functorch.maybe_get_level(g)
+
+    def update(updates, state, params=None, **extra):
+        return tree.map_rule(lambda g: torch.where(g.abs() > bound, spoilt(g), g * 1), updates), state
+
+    tx = fo.GradientTransformation(fo.identity().init, update, "elementwise")
+    (violation,) = violations(tx, [law], max_examples=120)
+    numbers = torch.cat([leaf.flatten() for leaf in tree.leaves(violation.case[1])])
+    assert 0 < int((numbers != 0).sum()) <= 2
+    check(fo.identity(), [law], max_examples=20)
+
+
+def test_a_script_names_what_it_cannot_import():
+    made = fo.stateless(lambda updates, params: 1 / 0)
+    (violation,) = violations(made, EAGER[:1], params={"w": torch.ones(2)})
+    script = violation.reproducer()
+    assert "# define here: lambda_of_line_" in script and f", of {__name__}" in script
+    unknown = fo.GradientTransformation(made.init, made.update)
+    (violation,) = violations(unknown, EAGER[:1], params={"w": torch.ones(2)})
+    assert "# define here: tx, which no funcopt.factory has made" in violation.reproducer()
 
 
 def test_a_leaf_is_not_taken_for_another_whose_path_ends_its_own():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from funcopt.testing import LAWS, LawViolation, check, fixed_case
+from funcopt.testing import LAWS, LawViolation, check, fixed_case, violations
 from funcopt.testing.modes import compiled, compiled_hyperparameters
 from tests.testing.mutants import MUTANTS, table
 
@@ -14,6 +14,7 @@ QUICK = [law for law in LAWS if law not in (compiled, compiled_hyperparameters)]
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 
 WITNESSES = {
+    "state_of_tensors": "count_as_an_int",
     "arguments_are_kept": "gradient_overwritten",
     "determinism": "noise_from_the_global_generator",
     "surroundings": "power_in_the_default_dtype",
@@ -54,7 +55,8 @@ WITNESSES = {
     "derivative_in_gradients": "kernel_without_forward_mode",
     "derivative_in_params": "decay_without_gradient",
     "derivative_in_hyperparameters": "rate_without_gradient",
-    "compiled": "count_as_an_int",
+    "adapter": "parameters_kept",
+    "compiled": "rate_read_from_the_device",
     "compiled_hyperparameters": "rate_checked_by_comparison",
 }
 """For every law a mutant that it catches; the whole table is printed by `python -m tests.testing.mutants`."""
@@ -83,6 +85,16 @@ def test_every_law_catches_a_mutant(law):
     with pytest.raises(LawViolation) as caught:
         check(mutant.make, [law], mutant.declared, *CASE)
     assert caught.value.law == law.name
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_the_script_of_a_violation_raises_it_again(mutant):
+    found = next(violations(mutant.make, QUICK, mutant.declared, *CASE))
+    script = found.reproducer()
+    assert "define here" not in script and "<" not in script
+    with pytest.raises(LawViolation) as caught:
+        exec(script, {})
+    assert (caught.value.law, caught.value.problem) == (found.law, found.problem)
 
 
 def test_there_are_enough_and_each_tells_its_bug():

@@ -61,14 +61,7 @@ LAWS = [law for law in EAGER if law is not packed]  # what packs is a container 
 HALVES, NONE, ZERO = "half_precision", "absent_gradient", "zero_gradients"
 FOUND = {
     "sgd": (lambda: optax.sgd(0.1), Declared(linear=True, descends=True), set()),
-    "adam": (lambda: optax.adam(0.1), Declared(descends=True), {HALVES, NONE, ZERO}),
     "lion": (lambda: optax.lion(0.1, weight_decay=0.0), Declared(magnitude=0.1, complex=False), {HALVES, NONE}),
-    "rprop": (lambda: optax.rprop(0.1), Declared(descends=True, complex=False), {HALVES, NONE, "descent"}),
-    "clip_by_global_norm": (
-        lambda: optax.clip_by_global_norm(1.0),
-        Declared(coupling="treewise", norm_bounded=1.0, direction="tree", idempotent=True, orthogonal=True),
-        {HALVES},
-    ),
 }
 """What makes it, what is declared of it, and the laws that it breaks.
 
@@ -80,6 +73,13 @@ FOUND = {
 DECAYS = Declared(zero_fixpoint="at zero")
 LEAFWISE = Declared(coupling="leafwise", zero_fixpoint="at zero")
 FOUND_AS_WELL = {
+    "adam": (lambda: optax.adam(0.1), Declared(descends=True), {HALVES, NONE, ZERO}),
+    "rprop": (lambda: optax.rprop(0.1), Declared(descends=True, complex=False), {HALVES, NONE, "descent"}),
+    "clip_by_global_norm": (
+        lambda: optax.clip_by_global_norm(1.0),
+        Declared(coupling="treewise", norm_bounded=1.0, direction="tree", idempotent=True, orthogonal=True),
+        {HALVES},
+    ),
     "sgd with momentum": (lambda: optax.sgd(0.1, 0.9), Declared(linear=True, descends=True), {HALVES, NONE}),
     "adamw": (lambda: optax.adamw(0.1, weight_decay=0.1), DECAYS, {HALVES, NONE, ZERO}),
     "nadam": (lambda: optax.nadam(0.1), Declared(descends=True), {HALVES, NONE, ZERO}),

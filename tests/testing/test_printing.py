@@ -10,7 +10,9 @@ from hypothesis.vendor.pretty import pretty
 
 import funcopt as fo
 from funcopt import tree
-from funcopt.testing.printing import reproducer, source
+from funcopt.testing import compositions
+from funcopt.testing.printing import source
+from funcopt.testing.scripts import reproducer
 from funcopt.testing.strategies import gradient_sequences_for, params, schedules, states, transformations
 from tests.testing.search import PROFILE
 
@@ -32,7 +34,7 @@ def test_a_falsified_test_shows_what_can_be_pasted():
 @settings(PROFILE, max_examples=150)
 @given(transformations(2, as_tensors=True))
 def test_transformations_print_as_source_that_makes_them_again(tx):
-    names = {**vars(fo), "torch": torch}
+    names = {**vars(compositions), **vars(fo), "torch": torch}
     assert source(eval(pretty(tx), names)) == source(tx)
 
 
@@ -90,4 +92,4 @@ def test_a_reproducer_says_what_it_cannot_import():
         return fo.identity()
 
     script = reproducer({}, [{}], local())
-    assert "# define here: test_a_reproducer_says_what_it_cannot_import.<locals>.local" in script
+    assert f"# define here: local, of {__name__}" in script

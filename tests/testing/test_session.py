@@ -11,7 +11,7 @@ from funcopt.testing import LawViolation, session
 
 QUICK = settings(
     max_examples=8,
-    stateful_step_count=12,
+    stateful_step_count=16,
     deadline=None,
     derandomize=True,
     database=None,
@@ -71,6 +71,45 @@ def rate_at_first_use():
 def test_a_session_finds_momentum_beside_the_state():
     with pytest.raises(LawViolation, match="session: Whatever happens in between"):
         run_state_machine_as_test(session(hidden_buffer()), settings=settings(QUICK, phases=[Phase.generate]))
+
+
+def none_as_zero(rate):
+    """A leaf without a gradient goes on by its momentum."""
+
+    def update(updates, state, params=None, **extra):
+        dense = {name: torch.zeros_like(params[name]) if g is None else g for name, g in updates.items()}
+        return fo.sgd(rate, 0.9).update(dense, state, params)
+
+    return fo.GradientTransformation(fo.sgd(rate, 0.9).init, update)
+
+
+def share_of_leaves(rate):
+    """Divided by the number of leaves, those without a gradient included: a group that enters slows down the others."""
+
+    def update(updates, state, params=None, **extra):
+        count = len(tree.flatten(updates)[0])
+        return tree.map_rule(lambda g: -rate / count * g, updates), state
+
+    return fo.GradientTransformation(fo.identity().init, update)
+
+
+def keeps_its_parameters(rate):
+    """The parameters themselves are the state: written in place, they take it along."""
+
+    def update(updates, state, params=None, **extra):
+        return tree.map_rule(lambda g, p, start: -rate * (g + p - start), updates, reads=(params, state)), state
+
+    return fo.GradientTransformation(lambda params: params, update)
+
+
+@pytest.mark.parametrize(
+    "factory, told",
+    [(none_as_zero, "a frozen leaf at"), (share_of_leaves, "values at"), (keeps_its_parameters, "adapter: values at")],
+)
+def test_a_session_finds(factory, told):
+    found = settings(QUICK, max_examples=30, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises(LawViolation, match=told):
+        run_state_machine_as_test(session(factory, backend="eager"), settings=found)
 
 
 def test_a_rate_that_is_kept_is_no_difference_between_sessions():

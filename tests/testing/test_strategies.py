@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 import funcopt as fo
 from funcopt import tree
 from funcopt.testing import strategies as kit
+from funcopt.testing.compositions import WRAPPERS, link_factories, wrapped
 from funcopt.testing.printing import source
 from funcopt.testing.strategies import gradient_sequences_for, gradients_for, params, states, transformations
 from tests.catalogue import ENTRIES
@@ -145,39 +146,28 @@ def members(transformation):
     if isinstance(transformation, tuple):  # the member of a named chain
         transformation = transformation[1]
     call = transformation.call
-    inner = [
-        name for part in call.args if isinstance(part, (fo.GradientTransformation, tuple)) for name in members(part)
-    ]
-    return [call.name, *inner]
+    parts = [*call.args, *call.kwargs.values(), *call.kwargs.get("transforms", {}).values()]
+    inner = [part for part in parts if isinstance(part, (fo.GradientTransformation, tuple))]
+    return [call.name, *(name for part in inner for name in members(part))]
 
 
 def test_every_factory_of_the_library_is_composed():
     names = {entry.name for entry in ENTRIES if entry.build is None}
-    listed = {name for name in names if ".wrappers." not in getattr(fo, name).__module__}
-    drawn = {name for transformation in examples(transformations(2), 400) for name in members(transformation)}
-    assert drawn == listed | {"chain", "named_chain"}
+    assert set(link_factories()) == {name for name in names if ".wrappers." not in getattr(fo, name).__module__}
 
 
-@fo.factory
-def doubled(inner: fo.GradientTransformation, factor: float = 2.0, label: object = None) -> fo.GradientTransformation:
-    """A wrapper."""
-
-    def update(updates, state, params=None, **extra):
-        updates, state = inner.update(updates, state, params, **extra)
-        return tree.map(lambda u: factor * u, updates), state
-
-    return fo.GradientTransformation(inner.init, update, inner.coupling)
+def test_every_wrapper_is_composed():
+    drawn = examples(wrapped(st.just(fo.identity())), 150)
+    assert {transformation.call.name for transformation in drawn} == set(WRAPPERS)
+    masks = [t.call.kwargs["mask"] for t in drawn if "mask" in t.call.kwargs]
+    assert {mask for mask in masks if not callable(mask)} == {True, False}
+    assert all(callable(mask) or isinstance(mask, bool) for mask in masks), "1 is equal to True, and no mask"
 
 
-def test_wrappers_are_composed_as_soon_as_the_table_has_them(monkeypatch):
-    monkeypatch.setattr(fo, "doubled", doubled, raising=False)
-    monkeypatch.setattr(kit, "WRAPPERS", {"doubled": {"label": ["a"]}})
-    transformations.cache_clear()
-    try:
-        found = simplest(transformations(3), lambda t: "doubled(" in repr(t) and "adagrad" in repr(t))
-    finally:
-        transformations.cache_clear()
-    assert repr(found) == "doubled(inner=adagrad(learning_rate=0.1), label='a')"
+def test_compositions_have_chains_wrappers_and_injected_hyperparameters():
+    names = {name for transformation in examples(transformations(2), 150) for name in members(transformation)}
+    assert names & set(WRAPPERS) and names >= {"chain", "named_chain"}
+    assert any(name.startswith("inject_hyperparams(") for name in names)
 
 
 def test_depth_bounds_the_nesting():
