@@ -2,12 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_within
-from funcopt.numerics import abs_square
+from funcopt.numerics import abs_square, root
 from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory
 from funcopt.transforms.scaling import scale_by_learning_rate
 
@@ -26,8 +25,7 @@ def scale_by_rss(initial_accumulator_value: float | Tensor = 0.1, eps: float | T
 
     def rule(g: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         total = total + abs_square(g)
-        seen = total > 0
-        return torch.where(seen, g / torch.where(seen, total + eps, 1).sqrt(), torch.zeros_like(g)), total
+        return g / root(total + eps), total
 
     def update(
         updates: Updates, state: ScaleByRssState, params: Params | None = None, **extra: Any
@@ -44,7 +42,7 @@ def adagrad(
 ) -> GradientTransformation:
     """Adagrad (Duchi et al. 2011, https://jmlr.org/papers/v12/duchi11a.html).
 
-        s ← s + |g|²        u = -α g / √(s + ε), and 0 where s is 0
+        s ← s + |g|²        u = -α g / √(s + ε)
 
     `s` starts at `initial_accumulator_value`. torch.optim.Adagrad starts at 0, with ε outside of the root.
     """
