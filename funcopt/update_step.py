@@ -153,8 +153,8 @@ class _Home:
 
     def holds(self, leaves: list[Tensor], key: list[Any]) -> bool:
         """Whether these are the trees that were given back last, in tensors that have not been moved."""
-        same = len(leaves) == len(self.leaves) and all(map(operator.is_, leaves, self.leaves)) and key == self.key
-        return same and all(map(operator.eq, map(Tensor.data_ptr, leaves), self.addresses))
+        same = key == self.key and len(leaves) == len(self.leaves) and all(map(operator.is_, leaves, self.leaves))
+        return same and list(map(Tensor.data_ptr, leaves)) == self.addresses
 
     def is_shared(self, buffer: int) -> bool:
         return self.layout.sizes[buffer] is not None
@@ -190,7 +190,7 @@ class _Home:
 
 
 def _side_by_side(leaves: list[Tensor], buffer: Tensor) -> Tensor:
-    return torch.cat([leaf.reshape(-1) for leaf in leaves], out=buffer)
+    return torch.cat(list(map(Tensor.flatten, leaves)), out=buffer)
 
 
 def _house(values: tree.Tree, layout: Layout) -> Packed:
@@ -241,15 +241,17 @@ def _blocks(transformation: GradientTransformation, params: Packed, state: list[
     ]
 
 
-class _Opaque:
-    """In place of a layout: whoever asks for the leaves of a buffer fails."""
+class _Opaque(NamedTuple):
+    """In place of a layout: it names the buffers, and whoever asks for their leaves fails."""
+
+    names: tuple[str, ...]
 
 
 def _works_by_blocks(transformation: GradientTransformation, params: Packed) -> bool:
     """Whether the transformation does to a buffer alone what it does to it among others, and asks for no mask."""
     if transformation.coupling != "elementwise":
         return False
-    numbers = Packed(tuple(buffer.new_ones(1) for buffer in params.buffers), _Opaque())  # type: ignore[arg-type]
+    numbers = Packed(tuple(buffer.new_ones(1) for buffer in params.buffers), _Opaque(params.layout.names))  # type: ignore[arg-type]
     try:
         transformation.update(numbers, transformation.init(numbers), numbers)
     except Exception:
