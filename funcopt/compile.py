@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from funcopt import tree
+from funcopt import replay, tree
 
 Result = TypeVar("Result")
 
@@ -53,20 +53,26 @@ def compile(
         with torch.no_grad():
             return _write_back(fn(*args, **kwargs), [args[i] for i in donated], donated)
 
-    # All compiled functions share the code of `run`: without isolation they would share its limit of graphs, too.
-    options = {"isolate_recompiles": True, **options}
-    compiled: Callable[..., Result] = torch.compile(run, fullgraph=fullgraph, dynamic=dynamic, **options)
-
-    @functools.wraps(fn)
-    def call(*args: Any, **kwargs: Any) -> Result:
+    def guarded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _check_donated(args, donated)
         try:
-            with torch.no_grad() if donated else contextlib.nullcontext():
-                return compiled(args, kwargs)
+            return compiled(args, kwargs)
         except RuntimeError:
             # An error of fn reaches us as one of the tracer's. fn is pure: run again, eagerly, it raises its own.
             run(tuple(tree.clone(arg) if i in donated else arg for i, arg in enumerate(args)), kwargs)
             raise
+
+    # All compiled functions share the code of `run`: without isolation they would share its limit of graphs, too.
+    settings = {"isolate_recompiles": True, "fullgraph": fullgraph, "dynamic": dynamic, **options}
+    recorder = replay.record(settings)
+    compiled: Callable[..., Result] = torch.compile(run, **settings)
+    step = guarded if recorder is None else replay.Replaying(fn, guarded, recorder, donated)
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Result:
+        with torch.no_grad() if donated else contextlib.nullcontext():
+            result: Result = step(args, kwargs)
+            return result
 
     return call
 

@@ -100,7 +100,7 @@ def pack(params: tree.Tree, labels: Any = None, *, alone: int = 2**18) -> Packed
     Raises:
         TypeError: a leaf is no tensor.
     """
-    return _gather(params, _plan(params, labels, alone))
+    return gather(params, plan(params, labels, alone))
 
 
 def pack_like(tree_: tree.Tree, packed: Packed) -> Packed:
@@ -109,7 +109,7 @@ def pack_like(tree_: tree.Tree, packed: Packed) -> Packed:
     Raises:
         ValueError: the tree has another structure, or a leaf another shape.
     """
-    return _gather(tree_, packed.layout)
+    return gather(tree_, packed.layout)
 
 
 def unpack(packed: tree.Tree) -> tree.Tree:
@@ -122,7 +122,8 @@ def unpack(packed: tree.Tree) -> tree.Tree:
     return tree.map_nodes(_scatter, Packed, packed)
 
 
-def _plan(params: tree.Tree, labels: Any, alone: int) -> Layout:
+def plan(params: tree.Tree, labels: Any, alone: int) -> Layout:
+    """The layout of `pack(params, labels, alone=alone)`."""
     leaves, structure = tree.flatten(params)
     paths = [path for path, _ in tree.leaves_with_path(params)]
     groups: dict[Hashable, int] = {}
@@ -158,7 +159,11 @@ def _buffer_name(leaf: Tensor, label: Any, taken: list[str]) -> str:
     return f"{name}@{leaf.device}" if name in taken else name
 
 
-def _gather(values: tree.Tree, layout: Layout) -> Packed:
+def gather(values: tree.Tree, layout: Layout, *, copy: bool = True) -> Packed:
+    """Pack a tree in a layout. Where the leaves of a buffer are masked out, so is the buffer.
+
+    Without `copy`, a leaf that lies alone is itself the buffer.
+    """
     parts: list[list[Tensor]] = [[] for _ in layout.names]
     for path, place, leaf in zip(layout.paths, layout.places, tree.leaves_up_to(layout.structure, values)):
         if place is None:
@@ -167,14 +172,20 @@ def _gather(values: tree.Tree, layout: Layout) -> Packed:
             raise ValueError(
                 f"pack: the leaf {path!r} is None, but it has a place in a buffer; give zeros, or pack it out."
             )
+        if isinstance(leaf, tree.MaskedNode):
+            continue
         if tuple(leaf.shape) != place.shape:
             raise ValueError(f"pack: the leaf {path!r} must have the shape {place.shape}, got {tuple(leaf.shape)}.")
         parts[place.buffer].append(leaf)
-    return Packed(tuple(map(_join, parts, layout.sizes)), layout)
+    return Packed(tuple(_join(part, sizes, copy) for part, sizes in zip(parts, layout.sizes)), layout)
 
 
-def _join(leaves: list[Tensor], sizes: tuple[int, ...] | None) -> Tensor:
-    return leaves[0].clone() if sizes is None else torch.cat([leaf.reshape(-1) for leaf in leaves])
+def _join(leaves: list[Tensor], sizes: tuple[int, ...] | None, copy: bool) -> Tensor | tree.MaskedNode:
+    if not leaves:
+        return tree.MaskedNode()
+    if sizes is None:
+        return leaves[0].clone() if copy else leaves[0]
+    return torch.cat([leaf.reshape(-1) for leaf in leaves])
 
 
 def _scatter(packed: Packed) -> tree.Tree:

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from funcopt import tree
@@ -28,10 +27,7 @@ def scale_by_rss(
 
     def rule(g: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         total = total + abs_square(g)
-        if not eps_in_sqrt:
-            return g / (root(total) + eps), total
-        seen = total > 0
-        return torch.where(seen, g / torch.where(seen, total + eps, 1).sqrt(), torch.zeros_like(g)), total
+        return g / (root(total + eps) if eps_in_sqrt else root(total) + eps), total
 
     def update(
         updates: Updates, state: ScaleByRssState, params: Params | None = None, **extra: Any
@@ -52,7 +48,7 @@ def adagrad(
 ) -> GradientTransformation:
     """Adagrad (Duchi et al. 2011, https://jmlr.org/papers/v12/duchi11a.html).
 
-        s ← s + |g|²        u = -α g / √(s + ε), and 0 where s is 0; or -α g / (√s + ε) without `eps_in_sqrt`
+        s ← s + |g|²        u = -α g / √(s + ε), or -α g / (√s + ε) without `eps_in_sqrt`
 
     `s` starts at `initial_accumulator_value`. torch.optim.Adagrad starts at 0, with an ε of 1e-10 outside of the root;
     its `lr_decay` η is a rate of α / (1 + η (t - 1)).

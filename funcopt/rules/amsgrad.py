@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_choice, check_within
-from funcopt.numerics import abs_square, bias_correction, ema, increment, root, shift
+from funcopt.numerics import abs_square, bias_correction, ema, increment, realise, root, shift
 from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory, zero_count
 from funcopt.transforms.scaling import scale_by_learning_rate
 
@@ -46,15 +46,15 @@ def scale_by_amsgrad(
         updates: Updates, state: ScaleByAmsgradState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByAmsgradState]:
         count = increment(state.count)
-        c1 = bias_correction(b1, count) if bias_correction_mu else 1.0
-        c2 = bias_correction(b2, count) if bias_correction_nu else 1.0
+        inverse_c1 = realise(1 / bias_correction(b1, count)) if bias_correction_mu else 1.0
+        inverse_c2 = realise(1 / bias_correction(b2, count)) if bias_correction_nu else 1.0
         raw = max_of == "raw"
 
         def rule(g: Tensor, mu: Tensor, nu: Tensor, nu_max: Tensor) -> tuple[Tensor, ...]:
             mu, nu = ema(mu, g, b1), ema(nu, abs_square(g), b2)
-            nu_max = torch.maximum(nu_max, nu if raw else (nu / c2).to(nu_max.dtype))
-            largest = nu_max / c2 if raw else nu_max
-            return mu / c1 / (root(shift(largest, eps_root)) + eps), mu, nu, nu_max
+            nu_max = torch.maximum(nu_max, nu if raw else (inverse_c2 * nu).to(nu_max.dtype))
+            largest = inverse_c2 * nu_max if raw else nu_max
+            return inverse_c1 * mu / (root(shift(largest, eps_root)) + eps), mu, nu, nu_max
 
         updates, mu, nu, nu_max = tree.map_rule(rule, updates, state.mu, state.nu, state.nu_max)
         return updates, ScaleByAmsgradState(count, mu, nu, nu_max)

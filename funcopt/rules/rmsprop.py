@@ -6,7 +6,7 @@ from torch import Tensor
 
 from funcopt import numerics, tree
 from funcopt.checks import check_within
-from funcopt.numerics import abs_square, ema, increment, root
+from funcopt.numerics import abs_square, ema, increment, realise, root
 from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory, zero_count
 from funcopt.transforms.momentum import trace
 from funcopt.transforms.scaling import scale_by_learning_rate
@@ -40,11 +40,11 @@ def scale_by_rms(
         updates: Updates, state: ScaleByRmsState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByRmsState]:
         count = increment(state.count)
-        collected = numerics.bias_correction(decay, count) if bias_correction else 1.0
+        inverse = realise(1 / numerics.bias_correction(decay, count)) if bias_correction else None
 
         def rule(g: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
             nu = ema(nu, abs_square(g), decay)
-            return g / _root(nu / collected, eps, eps_in_sqrt), nu
+            return g / _root(nu if inverse is None else inverse * nu, eps, eps_in_sqrt), nu
 
         updates, nu = tree.map_rule(rule, updates, state.nu)
         return updates, ScaleByRmsState(count, nu)
@@ -82,12 +82,12 @@ def scale_by_stddev(
         updates: Updates, state: ScaleByRStdDevState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByRStdDevState]:
         count = increment(state.count)
-        collected = numerics.bias_correction(decay, count) if bias_correction else 1.0
+        inverse = realise(1 / numerics.bias_correction(decay, count)) if bias_correction else None
 
         def rule(g: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             mu, nu = ema(mu, g, decay), ema(nu, abs_square(g), decay)
-            variance = (nu / collected - abs_square(mu / collected)).clamp(min=0)
-            return g / _root(variance, eps, eps_in_sqrt), mu, nu
+            mean, square = (mu, nu) if inverse is None else (inverse * mu, inverse * nu)
+            return g / _root((square - abs_square(mean)).clamp(min=0), eps, eps_in_sqrt), mu, nu
 
         updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu)
         return updates, ScaleByRStdDevState(count, mu, nu)

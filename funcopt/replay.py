@@ -1,0 +1,335 @@
+"""Running a compiled graph again without asking Dynamo, whose guards cost more than the step of a small model.
+
+`torch.compile` checks hundreds of guards a call, most of them on code of the library and of torch, and walks the trees
+to do it. A `Recorder` notes which graph a call ran, on which leaves, and where its results went; the next call whose
+arguments agree runs that graph alone. Whatever is out of the ordinary goes through Dynamo as before.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcopt import tree
+from funcopt.pack import Packed
+from funcopt.transform import GradientTransformation
+
+_guards = torch._C._dynamo.guards
+
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_ALL_TENSORS = "tensors"
+_CONSTANTS = (type(None), bool, int, float, str)
+
+
+def outline(node: tree.Tree, leaves: list[Tensor], key: list[Any]) -> bool:
+    """Append the tensors of a tree to `leaves`, and all else that tells it from other trees to `key`.
+
+    False for a tree with nodes or leaves that are not known here. Twice as fast as a general flattening.
+    """
+    kind = type(node)
+    key.append(kind)
+    if kind in _TENSORS:
+        leaves.append(node)
+        return True
+    if kind is dict:
+        key.append(tuple(node))
+        children = node.values()
+    elif kind is Packed:
+        key.append(node.layout)
+        children = node.buffers
+    elif kind in (tuple, list) or hasattr(kind, "_fields"):
+        key.append(len(node))
+        children = node
+    else:
+        key.append(node)
+        return kind in _CONSTANTS
+    if _TENSORS.issuperset(map(type, children)):
+        key.append(_ALL_TENSORS)
+        leaves += children
+        return True
+    for child in children:  # noqa: SIM110 (`all` takes twice the time)
+        if not outline(child, leaves, key):
+            return False
+    return True
+
+
+class Run(NamedTuple):
+    """One run of a graph."""
+
+    graph: "Graph"
+    inputs: tuple[Any, ...]
+    outputs: Sequence[Any]
+
+
+@dataclass(eq=False)
+class Graph:
+    """A graph that a backend has compiled, and the names of what its guards look at."""
+
+    call: Callable[..., Sequence[Any]]
+    watched: frozenset[str] | None = None
+
+
+class Recorder:
+    """A backend that compiles as another one does, and records the runs of its graphs."""
+
+    def __init__(self, backend: Callable[..., Any]) -> None:
+        self.backend = backend
+        self.runs: list[Run] = []
+        self._newest: Graph | None = None
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any], **options: Any) -> Callable[..., Any]:
+        compiled = self._newest = Graph(self.backend(graph, inputs, **options))
+
+        def run(*inputs: Any) -> Sequence[Any]:
+            outputs = compiled.call(*inputs)
+            self.runs.append(Run(compiled, inputs, outputs))
+            return outputs
+
+        return run
+
+    def keep_all(self, guards: Sequence[Any]) -> list[bool]:
+        """A `guard_filter_fn` that filters nothing; Dynamo calls it after it has had a graph compiled."""
+        if self._newest is not None:
+            self._newest.watched = frozenset(guard.name for guard in guards)
+            self._newest = None
+        return [True] * len(guards)
+
+
+def record(settings: dict[str, Any]) -> Recorder | None:
+    """Put a recorder into the settings for `torch.compile`, if they allow for one.
+
+    Not with a mode (CUDA graphs must see every call), nor with a filter of guards of one's own.
+    """
+    options = settings.get("options") or {}
+    if settings.get("mode") or "guard_filter_fn" in options or not settings.get("fullgraph"):
+        return None
+    backend, dynamic = settings.get("backend", "inductor"), settings.get("dynamic")
+    if backend == "inductor":
+        recorder = Recorder(torch._TorchCompileInductorWrapper(None, options, dynamic))  # type: ignore[no-untyped-call]
+    else:
+        recorder = Recorder(torch._TorchCompileWrapper(backend, None, options, dynamic))  # type: ignore[no-untyped-call]
+    settings.update(backend=recorder, options={"guard_filter_fn": recorder.keep_all})
+    return recorder
+
+
+class Replaying:
+    """A compiled function that runs its graphs again by itself where it can."""
+
+    def __init__(
+        self, fn: Callable[..., Any], compiled: Callable[..., Any], recorder: Recorder, donated: tuple[int, ...]
+    ) -> None:
+        self.fn = fn
+        self.compiled = compiled
+        self.recorder = recorder
+        self.donated = donated
+        self.replays: list[Replay] = []
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():
+            return self.compiled(args, kwargs)
+        leaves: list[Tensor] = []
+        key: list[Any] = []
+        if not outline((args, kwargs), leaves, key):
+            return self.compiled(args, kwargs)
+        for replay in self.replays:
+            if replay.fits(key, leaves):
+                return replay(args, leaves)
+        return self._learn(args, kwargs, key, leaves)
+
+    def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: list[Any], leaves: list[Tensor]) -> Any:
+        runs = self.recorder.runs
+        runs.clear()
+        result = self.compiled(args, kwargs)
+        if len(runs) == 1 and is_plain():
+            replay = learn(self.fn, runs[0], key, leaves, args, result, self.donated)
+            self.replays += [] if replay is None else [replay]
+        runs.clear()
+        return result
+
+
+@dataclass(eq=False)
+class Replay:
+    """How to run a graph on arguments of one outline.
+
+    Attributes:
+        key: the outline, without the leaves.
+        conditions: what else must hold as it did: the kinds of the leaves, torch's global state, what `fn` refers to.
+        apart: whether no two leaves may share memory, since some are written.
+        inputs: numbers of the leaves that the graph takes.
+        parts: how the parts of the result are made.
+    """
+
+    key: list[Any]
+    conditions: Callable[[list[Tensor]], bool]
+    apart: bool
+    call: Callable[..., Sequence[Any]]
+    inputs: list[int]
+    parts: list["Part"]
+    several: bool
+
+    def fits(self, key: list[Any], leaves: list[Tensor]) -> bool:
+        return key == self.key and self.conditions(leaves) and (not self.apart or are_apart(leaves))
+
+    def __call__(self, args: tuple[Any, ...], leaves: list[Tensor]) -> Any:
+        outputs = self.call(*[leaves[i] for i in self.inputs])
+        parts = [part.make(args, outputs, leaves) for part in self.parts]
+        return tuple(parts) if self.several else parts[0]
+
+
+class Part(NamedTuple):
+    """A part of a result: an argument that has been written into, or a tree of outputs, leaves and constants."""
+
+    argument: int | None
+    sources: list[tuple[int, Any]]
+    structure: Any
+
+    def make(self, args: tuple[Any, ...], outputs: Sequence[Any], leaves: list[Tensor]) -> tree.Tree:
+        if self.argument is not None:
+            return args[self.argument]
+        pools = (outputs, leaves)
+        return tree.unflatten([at if pool == 2 else pools[pool][at] for pool, at in self.sources], self.structure)
+
+
+def are_apart(leaves: list[Tensor]) -> bool:
+    """Whether no two leaves lie in the same storage."""
+    starts = [leaf.data_ptr() - leaf.storage_offset() * leaf.itemsize for leaf in leaves if leaf.numel()]
+    return len(set(starts)) == len(starts)
+
+
+def learn(
+    fn: Callable[..., Any], run: Run, key: list[Any], leaves: list[Tensor], args: tuple[Any, ...], result: tree.Tree,
+    donated: tuple[int, ...],
+) -> Replay | None:  # fmt: skip
+    """How to repeat what a call of the compiled `fn` has done, or None where that is not plain."""
+    numbers = {id(leaf): i for i, leaf in enumerate(leaves)}
+    pins = _pins(fn, run.graph.watched)
+    if pins is None or len(numbers) < len(leaves) or not all(id(leaf) in numbers for leaf in run.inputs):
+        return None
+    several = type(result) is tuple
+    parts = [_part(part, run.outputs, numbers, args, donated) for part in (result if several else (result,))]
+    if any(part is None for part in parts) or (donated and not are_apart(leaves)):
+        return None
+    inputs = [numbers[id(leaf)] for leaf in run.inputs]
+    found = [part for part in parts if part is not None]
+    return Replay(key, _conditions(leaves, pins), bool(donated), run.graph.call, inputs, found, several)
+
+
+def _conditions(leaves: list[Tensor], pins: list["Pin"]) -> Callable[[list[Tensor]], bool]:
+    # The same checks in C++ that Dynamo makes for tensors and for the global state.
+    tensors, state = _guards.TensorGuards(*leaves, dynamic_dims_sizes=None, dynamic_dims_strides=None), _State()
+
+    def hold(leaves: list[Tensor]) -> bool:
+        return tensors.check(*leaves) and state.check() and all(pin.holds() for pin in pins)
+
+    return hold
+
+
+class _State:
+    """Modes and settings of torch that a graph may depend on."""
+
+    def __init__(self) -> None:
+        self.guard = _guards.GlobalStateGuard()
+
+    def check(self) -> bool:
+        return self.guard.check() and is_plain()
+
+
+def is_plain() -> bool:
+    """Whether no mode is on that wants to see the operations, and nobody has asked for other than compiled code."""
+    modes = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    return modes == 0 and torch._dynamo.eval_frame._stance.stance == "default"
+
+
+def _part(
+    part: tree.Tree, outputs: Sequence[Any], numbers: dict[int, int], args: tuple[Any, ...], donated: tuple[int, ...]
+) -> Part | None:
+    leaves, structure = tree.flatten(part)
+    for i in donated:
+        own, own_structure = tree.flatten(args[i])
+        if own and len(own) == len(leaves) and own_structure == structure and all(map(_same, own, leaves)):
+            return Part(i, [], None)
+    places = {id(output): i for i, output in enumerate(outputs)}
+    sources: list[tuple[int, Any]] = []
+    for leaf in leaves:
+        if id(leaf) in numbers:
+            sources.append((1, numbers[id(leaf)]))
+        elif id(leaf) in places:
+            sources.append((0, places[id(leaf)]))
+        elif type(leaf) in _CONSTANTS:
+            sources.append((2, leaf))
+        else:
+            return None
+    return Part(None, sources, structure)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b
+
+
+_LIBRARIES = ("funcopt", "torch", "math", "builtins", "collections", "functools", "itertools", "typing")
+_ARGUMENT = re.compile(r"\W*(\w+\()*(args|kwargs|donated)\b")
+_GLOBAL = re.compile(r"G\['(\w+)'\]|__import__\('(\w+)'\)")
+_CELL = re.compile(r"fn\.__closure__\[(\d+)\]\.cell_contents")
+
+
+def _pins(fn: Callable[..., Any], watched: frozenset[str] | None) -> "list[Pin] | None":
+    """What stands for Dynamo's guards on what `fn` refers to; None if that may change within.
+
+    Arguments are looked at anyway, and the code of libraries stays as it is. A transformation is immutable: it is
+    enough that the variable still holds it.
+    """
+    if watched is None or not isinstance(fn, FunctionType):
+        return None
+    own = f"__import_{fn.__module__.replace('.', '_dot_')}"
+    variables = re.compile(re.escape(f"G['{own}'].") + r"(\w+)")
+    pins: dict[str, Pin] = {}
+    for name in watched - {"", "fn", f"G['{own}']"}:
+        cell, variable = _CELL.search(name), variables.search(name)
+        if cell is not None:
+            pins[cell[0]] = _pin_cell((fn.__closure__ or ())[int(cell[1])])
+        elif variable is not None:
+            pins[variable[0]] = _pin_global(fn.__globals__, variable[1])
+        elif not (_ARGUMENT.match(name) or _is_of_library(name)):
+            return None
+    return list(pins.values()) if all(_is_fixed(pin.value) for pin in pins.values()) else None
+
+
+class Pin(NamedTuple):
+    """A variable that `fn` refers to, and what it held."""
+
+    read: Callable[[], Any]
+    value: Any
+
+    def holds(self) -> bool:
+        return self.read() is self.value
+
+
+def _pin_cell(cell: CellType) -> Pin:
+    return Pin(lambda: cell.cell_contents, cell.cell_contents)
+
+
+def _pin_global(variables: dict[str, Any], name: str) -> Pin:
+    return Pin(lambda: variables.get(name), variables.get(name))
+
+
+def _is_of_library(name: str) -> bool:
+    """Whether it is below a global of the traced frame, which is the library's own, or below a library's module."""
+    found = _GLOBAL.search(name)
+    if found is None:
+        return False
+    module = found[2] or found[1].removeprefix("__import_")
+    return module == found[1] or module.split("_dot_")[0] in _LIBRARIES
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a value cannot change but by being replaced."""
+    if isinstance(value, (GradientTransformation, torch.dtype, torch.device, *_CONSTANTS)):
+        return True
+    if isinstance(value, (FunctionType, BuiltinFunctionType, ModuleType, type)):
+        home = value.__name__ if isinstance(value, ModuleType) else value.__module__
+        return (home or "builtins").split(".")[0] in _LIBRARIES
+    return type(value) is tuple and all(map(_is_fixed, value))

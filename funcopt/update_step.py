@@ -1,0 +1,267 @@
+"""One compiled step of an optimizer on a tree of separate leaves, however many they are.
+
+Small leaves are gathered into few buffers outside of the compiled code, and live there from the first step on. Large
+ones stay where they are, and one kernel for any size serves them one after the other. So nothing that is compiled
+grows with the leaves.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcopt import tree
+from funcopt.compile import compile
+from funcopt.pack import Layout, Packed, gather, plan, unpack
+from funcopt.replay import outline
+from funcopt.transform import GradientTransformation, Params, State, Updates, apply_updates, check_transformation
+
+Step = Callable[..., tuple[Params, State]]
+
+
+def compile_update(
+    transformation: GradientTransformation,
+    *,
+    labels: Any = None,
+    alone: int = 2**18,
+    in_place: bool = False,
+    **options: Any,
+) -> Step:
+    """Compile the whole step of an optimizer, `step(params, state, grads, **extra) -> (params, state)`.
+
+    For params, a state and gradients whose leaves are separate tensors. It compiles in seconds for any number of
+    leaves, where compiling `update` and `apply_updates` on such a tree takes half a second for each leaf.
+
+    Params and state are donated. Leaves of fewer than `alone` elements come back as views of buffers that the step
+    keeps; the next step finds them there. Larger leaves are written in place. The gradients are only read.
+
+    Args:
+        transformation: elementwise or treewise. One that asks for masks or labels, and a treewise one, is compiled for
+            all buffers and large leaves together: half a second more for each large leaf.
+        labels, alone: as for `pack`; leaves of different labels share no buffer.
+        in_place: write new parameters into the tensors that were given, as an imperative optimizer does, and read them
+            anew in every step. It costs a gather and a copy of the small leaves.
+        options: as for `torch.compile`.
+
+    Raises:
+        TypeError: `transformation` is none.
+        ValueError: at the call: the trees do not belong together, a gradient is None where there is a parameter, or
+            the transformation looks at whole leaves (use `compile`).
+
+    >>> optimizer = adamw(1e-3)
+    >>> step = compile_update(optimizer)
+    >>> params, state = step(params, optimizer.init(params), grads)
+    """
+    check_transformation("compile_update", transformation=transformation)
+    return _CompiledUpdate(transformation, labels, alone, in_place, options)
+
+
+class _CompiledUpdate:
+    def __init__(
+        self, transformation: GradientTransformation, labels: Any, alone: int, in_place: bool, options: dict[str, Any]
+    ) -> None:
+        self.transformation = transformation
+        self.labels = labels
+        self.alone = alone
+        self.in_place = in_place
+        self.home: _Home | None = None
+        # Each set of leaves has graphs of its own.
+        options = {"recompile_limit": 64, **options}
+        self.for_one_size = compile(_step_of(transformation), donate_argnums=(0, 1), **options)
+        self.for_any_size = compile(_step_of(transformation), donate_argnums=(0, 1), **{**options, "dynamic": True})
+
+    @torch.no_grad()
+    def __call__(self, params: Params, state: State, grads: Updates, /, **extra: Any) -> tuple[Params, State]:
+        home = self._home_of(params, state)
+        gradients = home.gather_gradients(grads)
+        if self.in_place:
+            home.read_params()
+        for block in home.blocks:
+            step = self.for_one_size if block.buffer is None or home.is_shared(block.buffer) else self.for_any_size
+            step(block.params, block.state, home.gradients_for(block, gradients), extra)
+        if self.in_place:
+            home.write_params()
+        return home.params, home.state
+
+    def _home_of(self, params: Params, state: State) -> "_Home":
+        leaves: list[Tensor] = []
+        key: list[Any] = []
+        outline((params, state), leaves, key)
+        if self.home is None or not self.home.holds(leaves, key):
+            layout = plan(params, self.labels, self.alone)
+            self.home = _Home(self.transformation, params, state, layout, self.in_place)
+        return self.home
+
+
+def _step_of(transformation: GradientTransformation) -> Callable[..., tuple[Params, State]]:
+    def step(params: Params, state: State, grads: Updates, extra: dict[str, Any]) -> tuple[Params, State]:
+        updates, state = transformation.update(grads, state, params, **extra)
+        return apply_updates(params, updates), state
+
+    return step
+
+
+class _Block(NamedTuple):
+    """What one call of the compiled step works on: one buffer, as a tree of its own, or all of them."""
+
+    buffer: int | None
+    params: Params
+    state: State
+
+
+class _Home:
+    """Where the numbers of params and state live between steps.
+
+    Attributes:
+        params, state: the trees as they are given back.
+        blocks: the same tensors, as the compiled steps take them.
+    """
+
+    def __init__(
+        self, transformation: GradientTransformation, params: Params, state: State, layout: Layout, in_place: bool
+    ) -> None:
+        given = tree.leaves(params)
+        _check_apart(given)
+        self.layout = layout
+        self.shapes = [leaf.shape for leaf in given]
+        self.members: list[list[int]] = [[] for _ in layout.names]
+        for i, place in enumerate(place for place in layout.places if place is not None):
+            self.members[place.buffer].append(i)
+        packed = _house(params, layout)
+        marks, structure = _flatten_to_packed(_expected_state(transformation, packed))
+        housed = [
+            _house(part, layout) if isinstance(mark, Packed) else part
+            for mark, part in zip(marks, tree.leaves_up_to(structure, state))
+        ]
+        self.blocks = _blocks(transformation, packed, housed, structure)
+        own = unpack(packed)
+        self.params = params if in_place else own
+        self.state = _plain_state(housed, structure, self.blocks[0])
+        self.packed = packed
+        self.moved = [(leaf, home) for leaf, home in zip(given, tree.leaves(own)) if home is not leaf]
+        self.scratch = [
+            None if sizes is None else torch.empty_like(buffer) for buffer, sizes in zip(packed.buffers, layout.sizes)
+        ]
+        self.key: list[Any] = []
+        self.leaves: list[Tensor] = []
+        outline((self.params, self.state), self.leaves, self.key)
+        self.addresses = [leaf.data_ptr() for leaf in self.leaves]
+        self.params_key: list[Any] = []
+        outline(self.params, [], self.params_key)
+
+    def holds(self, leaves: list[Tensor], key: list[Any]) -> bool:
+        """Whether these are the trees that were given back last, in tensors that have not been moved."""
+        same = key == self.key and len(leaves) == len(self.leaves) and all(map(operator.is_, leaves, self.leaves))
+        return same and list(map(Tensor.data_ptr, leaves)) == self.addresses
+
+    def is_shared(self, buffer: int) -> bool:
+        return self.layout.sizes[buffer] is not None
+
+    def gather_gradients(self, grads: Updates) -> list[Tensor]:
+        """One gradient for each buffer: those of a shared one side by side."""
+        leaves: list[Tensor] = []
+        key: list[Any] = []
+        if not (outline(grads, leaves, key) and key == self.params_key and [g.shape for g in leaves] == self.shapes):
+            gathered = gather(grads, self.layout, copy=False)
+            leaves = [leaf for leaf in tree.leaves_up_to(self.layout.structure, unpack(gathered)) if leaf is not None]
+        return [
+            leaves[members[0]] if scratch is None else _side_by_side([leaves[i] for i in members], scratch)
+            for members, scratch in zip(self.members, self.scratch)
+        ]
+
+    def gradients_for(self, block: _Block, gradients: list[Tensor]) -> Updates:
+        if block.buffer is None:
+            return Packed(tuple(gradients), self.layout)
+        return gradients[block.buffer].reshape(-1)
+
+    def read_params(self) -> None:
+        for members, buffer, sizes in zip(self.members, self.packed.buffers, self.layout.sizes):
+            if sizes is not None:
+                _side_by_side([self.leaves[i] for i in members], buffer)
+            elif buffer is not self.leaves[members[0]]:
+                buffer.copy_(self.leaves[members[0]])
+
+    def write_params(self) -> None:
+        if self.moved:
+            leaves, homes = map(list, zip(*self.moved))
+            torch._foreach_copy_(leaves, homes)
+
+
+def _side_by_side(leaves: list[Tensor], buffer: Tensor) -> Tensor:
+    return torch.cat(list(map(Tensor.flatten, leaves)), out=buffer)
+
+
+def _house(values: tree.Tree, layout: Layout) -> Packed:
+    """The buffers in which the numbers are from now on: for a leaf that lies alone that leaf itself, if it can be."""
+    packed = gather(values, layout, copy=False)
+    return Packed(
+        tuple(part if isinstance(part, tree.MaskedNode) else part.contiguous() for part in packed.buffers), layout
+    )
+
+
+def _check_apart(leaves: list[Tensor]) -> None:
+    addresses = [leaf.data_ptr() for leaf in leaves if leaf.numel()]
+    if len(set(addresses)) < len(addresses):
+        raise ValueError("compile_update: two parameters share memory, and would be stepped twice; pass one of them.")
+
+
+def _expected_state(transformation: GradientTransformation, packed: Packed) -> State:
+    """A state for packed params, for its structure; without memory where `init` does without values."""
+    try:
+        return transformation.init(
+            Packed(tuple(torch.empty_like(b, device="meta") for b in packed.buffers), packed.layout)
+        )
+    except Exception:  # what init has to say it says of the params themselves
+        return transformation.init(packed)
+
+
+def _flatten_to_packed(state: State) -> tuple[list[Any], Any]:
+    """The leaves of a state, each `Packed` taken for one, and its structure."""
+    packed = iter(tree.nodes(Packed, state))
+    leaves, structure = tree.flatten(tree.map_nodes(lambda node: _PACKED, Packed, state))
+    return [next(packed) if leaf is _PACKED else leaf for leaf in leaves], structure
+
+
+_PACKED = object()
+
+
+def _blocks(transformation: GradientTransformation, params: Packed, state: list[Any], structure: Any) -> list[_Block]:
+    if not _works_by_blocks(transformation, params):
+        return [_Block(None, params, tree.unflatten(state, structure))]
+
+    def part(leaf: Any, buffer: int) -> Any:
+        # Each block counts its own steps.
+        return leaf.buffers[buffer].detach().view(-1) if isinstance(leaf, Packed) else leaf.clone()
+
+    return [
+        _Block(i, buffer.detach().view(-1), tree.unflatten([part(leaf, i) for leaf in state], structure))
+        for i, buffer in enumerate(params.buffers)
+    ]
+
+
+class _Opaque(NamedTuple):
+    """In place of a layout: it names the buffers, and whoever asks for their leaves fails."""
+
+    names: tuple[str, ...]
+
+
+def _works_by_blocks(transformation: GradientTransformation, params: Packed) -> bool:
+    """Whether the transformation does to a buffer alone what it does to it among others, and asks for no mask."""
+    if transformation.coupling != "elementwise":
+        return False
+    numbers = Packed(tuple(buffer.new_ones(1) for buffer in params.buffers), _Opaque(params.layout.names))  # type: ignore[arg-type]
+    try:
+        transformation.update(numbers, transformation.init(numbers), numbers)
+    except Exception:
+        return False
+    return True
+
+
+def _plain_state(state: list[Any], structure: Any, first: _Block) -> State:
+    """The state as the user has it; what belongs to no parameter is that of the first block."""
+    counted = tree.leaves_up_to(structure, first.state)
+    return tree.unflatten(
+        [unpack(leaf) if isinstance(leaf, Packed) else own for leaf, own in zip(state, counted)], structure
+    )
