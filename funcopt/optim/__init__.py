@@ -1,0 +1,6 @@
+"""The names of `torch.optim`, with the mathematics of funcopt; and the bridges between the two."""
+
+from funcopt.optim.functionalize import (
+    FunctionalizedState as FunctionalizedState,
+    functionalize as functionalize,
+)
