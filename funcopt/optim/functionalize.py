@@ -1,13 +1,13 @@
 """`functionalize`: any class of torch.optim, or another subclass of its Optimizer, as a pure transformation."""
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from funcopt import tree
-from funcopt.optim.single_step import Kept, Recipe, first_states, starts_like_any_step, step
+from funcopt.optim.single_step import Kept, Recipe, first_states, start, step
 from funcopt.transform import Coupling, GradientTransformation, Params, Updates, factory, require_params
 
 _ELEMENTWISE = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "Adadelta", "Adagrad", "ASGD")
@@ -17,9 +17,13 @@ _READ_BY_CONSTRUCTORS = ("initial_accumulator_value",)
 
 
 class FunctionalizedState(NamedTuple):
-    tensors: dict[str, tree.Tree]  # by the class's name: a tree like params, None where a leaf has none of that name
+    tensors: dict[str, tree.Tree]  # by the class's name: a tree like params, masked where a leaf has none of that name
     numbers: dict[str, tree.Tree]  # likewise, its Python numbers, as 0-d tensors
-    started: tree.Tree  # whether a leaf has made its first step; None where its state tells
+    flags: dict[str, tree.Tree]  # "started" of a class whose first step is not one from any state; else empty
+
+
+Row: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
+"""Tensors, numbers and flags of one leaf."""
 
 
 @factory
@@ -53,26 +57,27 @@ def functionalize(optimizer_class: type[torch.optim.Optimizer], **hyperparameter
         tree.check_params(params)
         leaves, structure = tree.flatten(params)
         present = [leaf for leaf in leaves if leaf is not None]
-        first = iter(first_states(recipe, present) if present else [])
-        kept = [None if leaf is None else next(first) for leaf in leaves]
-        told = not present or starts_like_any_step(recipe, present[0].device)
-        started = [None if told or leaf is None else leaf.new_zeros((), dtype=torch.bool) for leaf in leaves]
-        return _by_name(kept, started, structure)
+        begin = start(recipe, present[0].device) if present else None
+        rows = [(*each, {}) for each in (begin or list)(first_states(recipe, present) if present else [])]
+        if begin is None:
+            rows = [(*row[:2], {"started": leaf.new_zeros((), dtype=torch.bool)}) for row, leaf in zip(rows, present)]
+        return _by_name(rows, params)
 
     def update(
         updates: Updates, state: FunctionalizedState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, FunctionalizedState]:
-        leaves, structure = tree.flatten(require_params(params, "functionalize"))
+        params = require_params(params, "functionalize")
+        leaves, structure = tree.flatten(params)
         grads = tree.leaves_up_to(structure, updates)
-        kept, started = _by_leaf(state, structure)
-        seen = [i for i, (leaf, grad) in enumerate(zip(leaves, grads)) if leaf is not None and grad is not None]
+        rows = [tree.clone(row) for row in _by_leaf(state, structure)]
         moved: list[Any] = [None] * len(leaves)
-        kept, started = tree.clone(kept), tree.clone(started)
+        seen = [i for i, (leaf, grad) in enumerate(zip(leaves, grads)) if leaf is not None and grad is not None]
         if seen:
-            rows = [[column[i] for i in seen] for column in (leaves, grads, kept, started)]
-            for i, update, after, flag in zip(seen, *_select_step(recipe, *rows)):
-                moved[i], kept[i], started[i] = update, after, flag
-        return tree.unflatten(moved, structure), _by_name(kept, started, structure)
+            columns = [[column[i] for i in seen] for column in (leaves, grads, rows)]
+            for i, update, row in zip(seen, *_step_or_first(recipe, *columns)):
+                moved[i], rows[i] = update, row
+        present = [row for row, leaf in zip(rows, leaves) if leaf is not None]
+        return tree.unflatten(moved, structure), _by_name(present, params)
 
     return GradientTransformation(init, update, _COUPLINGS.get(optimizer_class, "treewise"))
 
@@ -85,7 +90,11 @@ def _check(optimizer_class: Any, hyperparameters: dict[str, Any]) -> None:
         )
     name = optimizer_class.__name__
     closure = list(inspect.signature(optimizer_class.step).parameters.values())[1:2]
-    if closure and closure[0].default is inspect.Parameter.empty and closure[0].kind is closure[0].POSITIONAL_OR_KEYWORD:
+    if (
+        closure
+        and closure[0].default is inspect.Parameter.empty
+        and closure[0].kind is closure[0].POSITIONAL_OR_KEYWORD
+    ):
         raise TypeError(
             f"functionalize: a step of {name} evaluates the loss through a closure, which is no pure function of "
             "gradients; use funcopt.optim.LBFGS, or the class itself."
@@ -95,37 +104,44 @@ def _check(optimizer_class: Any, hyperparameters: dict[str, Any]) -> None:
             raise TypeError(f"functionalize: {name} reads {argument} when it is constructed; give a number.")
 
 
-def _select_step(
-    recipe: Recipe, params: list[Tensor], grads: list[Tensor], kept: list[Kept], started: list[Any]
-) -> tuple[list[Tensor], list[Kept], list[Any]]:
+def _step_or_first(
+    recipe: Recipe, params: list[Tensor], grads: list[Tensor], rows: list[Row]
+) -> tuple[list[Tensor], list[Row]]:
+    """A step, or the first one where the flag "started" is there and does not hold."""
+    kept = [Kept(tensors, numbers) for tensors, numbers, _ in rows]
     updates, after = step(recipe, params, grads, kept)
-    if started[0] is None:
-        return updates, after, started
-    first = step(recipe, params, grads, kept, first=True)
-    rows = [tree.where(flag, *pair) for flag, *pair in zip(started, zip(updates, after), zip(*first))]
-    return [row[0] for row in rows], [row[1] for row in rows], [torch.ones_like(flag) for flag in started]
+    if not rows[0][2]:
+        return updates, [(*each, {}) for each in after]
+    first_updates, first_after = step(recipe, params, grads, kept, first=True)
+    flags = [row[2]["started"] for row in rows]
+    updates = [tree.where(*each) for each in zip(flags, updates, first_updates)]
+    after = [tree.where(*each) for each in zip(flags, after, first_after)]
+    return updates, [(*each, {"started": torch.ones_like(flag)}) for each, flag in zip(after, flags)]
 
 
-def _by_name(kept: list[Kept | None], started: list[Any], structure: Any) -> FunctionalizedState:
-    """The state, from what is kept for each leaf."""
+def _by_name(rows: list[Row], params: Params) -> FunctionalizedState:
+    """The state, from what is kept for each leaf of params that is there."""
+    leaves, structure = tree.flatten(params)
 
     def columns(part: int) -> dict[str, tree.Tree]:
-        rows = [{} if each is None else each[part] for each in kept]
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {name: tree.unflatten([row.get(name) for row in rows], structure) for name in names}
+        names = dict.fromkeys(name for row in rows for name in row[part])
+        values = {name: iter([row[part].get(name, tree.MaskedNode()) for row in rows]) for name in names}
+        return {
+            name: tree.unflatten([None if leaf is None else next(column) for leaf in leaves], structure)
+            for name, column in values.items()
+        }
 
-    return FunctionalizedState(columns(0), columns(1), tree.unflatten(started, structure))
+    return FunctionalizedState(columns(0), columns(1), columns(2))
 
 
-def _by_leaf(state: FunctionalizedState, structure: Any) -> tuple[list[Kept], list[Any]]:
-    """What is kept for each leaf, and whether it has started, from the state."""
+def _by_leaf(state: FunctionalizedState, structure: Any) -> list[Row]:
+    """What is kept for each leaf, from the state."""
 
     def rows(part: dict[str, tree.Tree]) -> list[dict[str, Tensor]]:
         columns = {name: tree.leaves_up_to(structure, values) for name, values in part.items()}
         return [
-            {name: column[i] for name, column in columns.items() if column[i] is not None}
+            {name: column[i] for name, column in columns.items() if isinstance(column[i], Tensor)}
             for i in range(structure.num_leaves)
         ]
 
-    kept = [Kept(*parts) for parts in zip(rows(state.tensors), rows(state.numbers))]
-    return kept, tree.leaves_up_to(structure, state.started)
+    return list(zip(*map(rows, state)))

@@ -3,7 +3,8 @@
 import inspect
 import pkgutil
 from collections import defaultdict
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.numerics import compute_dtype, scalar_dtype
 from funcopt.optim.watched import is_watched, take_watched, without_derivative
+
+Result = TypeVar("Result")
 
 
 class Recipe(NamedTuple):
@@ -45,7 +48,9 @@ def step(
     if not watched:
         return _step(recipe, arguments, first)
     if _has_derivative(recipe):
-        return _step(recipe._replace(hyperparameters={**recipe.hyperparameters, "differentiable": True}), arguments, first)
+        return _step(
+            recipe._replace(hyperparameters={**recipe.hyperparameters, "differentiable": True}), arguments, first
+        )
     updates, after = _step(recipe, tree.map(lambda leaf: leaf.detach(), arguments), first)
     return without_derivative(recipe.optimizer_class.__name__, updates, watched), after
 
@@ -71,15 +76,19 @@ def _step(recipe: Recipe, arguments: tuple[Any, ...], first: bool) -> Stepped:
 
     if not torch.compiler.is_compiling() and not arguments[0] and not any(map(is_watched, _tensors(arguments))):
         return take(*arguments)
+    return _take_watched(recipe, take, arguments)
+
+
+def _take_watched(recipe: Recipe, take: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
     try:
         return take_watched(take, arguments)
     except RuntimeError as error:
-        if "vmap" not in str(error) and "functionaliz" not in str(error):
+        if "vmap" not in str(error) and "functionaliz" not in str(error) and "symbol" not in str(error):
             raise
         raise RuntimeError(
-            f"functionalize: the step of {recipe.optimizer_class.__name__} does what vmap and derivatives do not "
-            f"follow, such as a branch on a tensor ({str(error).splitlines()[0]}). Take a transformation of funcopt "
-            "instead, or numbers for its hyperparameters."
+            f"functionalize: the step of {recipe.optimizer_class.__name__} does what vmap, derivatives and the "
+            f"compiler do not follow, such as a branch on a tensor ({str(error).splitlines()[0]}). Take a "
+            "transformation of funcopt instead, or numbers for its hyperparameters."
         ) from error
 
 
@@ -208,7 +217,7 @@ def first_states(recipe: Recipe, params: list[Tensor]) -> list[Kept]:
         return [_owned(_frozen(recipe, note.first, leaf), leaf, recipe) for note, leaf in zip(notes, leaves)]
 
     with torch.no_grad():
-        return take_watched(watch, tree.map(lambda leaf: leaf.detach(), (_scalars(recipe), params)))
+        return _take_watched(recipe, watch, tree.map(lambda leaf: leaf.detach(), (_scalars(recipe), params)))
 
 
 def _in_layout(recipe: Recipe, grad: Tensor) -> Tensor:
@@ -249,8 +258,12 @@ class _FirstValues(dict[str, Any]):
         return self[key]
 
 
-def starts_like_any_step(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the first step is the one from the state of `first_states`, as tried on one small matrix."""
+def start(recipe: Recipe, device: torch.device) -> Callable[[list[Kept]], list[Kept]] | None:
+    """What makes of `first_states` those from which any step, the first too, is taken alike; None if nothing does.
+
+    Found by trying on one small matrix. Zeros are the start of a buffer of gradients, which its class does not make
+    before the first step, when it adds the decay.
+    """
     tensors = _scalars(recipe)
     numbers = {name: value for name, value in recipe.hyperparameters.items() if name not in tensors}
     trial = Recipe(recipe.optimizer_class, numbers)
@@ -258,5 +271,16 @@ def starts_like_any_step(recipe: Recipe, device: torch.device) -> bool:
     grads = [_in_layout(recipe, torch.tensor([[1.5, 0.25], [-0.5, -2.0]], device=device))]
     with torch.no_grad():
         kept = first_states(trial, params)
-        results = [tree.leaves(step(trial, params, grads, kept, first=first)) for first in (True, False)]
-    return all(map(torch.equal, *results))
+        expected = tree.leaves(step(trial, params, grads, kept, first=True))
+        for candidate in (_as_they_are, _zeroed):
+            if all(map(torch.equal, tree.leaves(step(trial, params, grads, candidate(kept))), expected)):
+                return candidate
+    return None
+
+
+def _as_they_are(kept: list[Kept]) -> list[Kept]:
+    return kept
+
+
+def _zeroed(kept: list[Kept]) -> list[Kept]:
+    return tree.map(torch.zeros_like, kept)

@@ -55,13 +55,13 @@ class TensorsForNumbers(TorchFunctionMode):
         if func is Tensor.item:
             return args[0]
         if func is Tensor.copy_ and args[0].is_floating_point():
-            return args[0].zero_().add_(args[1])
+            return args[0].masked_fill_(torch.ones_like(args[0], dtype=torch.bool), 0).add_(args[1])
         if func is Tensor.__float__ and self.strict:
             self._refuse()
         for name in ("alpha", "value"):
             if isinstance(kwargs.get(name), Tensor):
-                factor = kwargs.pop(name).to(args[1].dtype)
-                args = (args[0], factor * args[1], *args[2:])
+                scaled = args[1].to(torch.result_type(args[0], args[1]))
+                args = (args[0], kwargs.pop(name).to(scaled.dtype) * scaled, *args[2:])
         return func(*args, **kwargs)
 
     def _refuse(self) -> NoReturn:
