@@ -8,6 +8,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.optim.single_step import Kept, Recipe, first_states, start, step
+from funcopt.optim.watched import is_watched
 from funcopt.transform import Coupling, GradientTransformation, Params, Updates, factory, require_params
 
 _ELEMENTWISE = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "Adadelta", "Adagrad", "ASGD")
@@ -55,10 +56,9 @@ def functionalize(optimizer_class: type[torch.optim.Optimizer], **hyperparameter
 
     def init(params: Params) -> FunctionalizedState:
         tree.check_params(params)
-        leaves, structure = tree.flatten(params)
-        present = [leaf for leaf in leaves if leaf is not None]
+        present = tree.leaves(params)
         begin = start(recipe, present[0].device) if present else None
-        rows = [(*each, {}) for each in (begin or list)(first_states(recipe, present) if present else [])]
+        rows: list[Row] = [(*each, {}) for each in (begin or list)(first_states(recipe, present) if present else [])]
         if begin is None:
             rows = [(*row[:2], {"started": leaf.new_zeros((), dtype=torch.bool)}) for row, leaf in zip(rows, present)]
         return _by_name(rows, params)
@@ -89,19 +89,21 @@ def _check(optimizer_class: Any, hyperparameters: dict[str, Any]) -> None:
             "and its hyperparameters by name."
         )
     name = optimizer_class.__name__
-    closure = list(inspect.signature(optimizer_class.step).parameters.values())[1:2]
-    if (
-        closure
-        and closure[0].default is inspect.Parameter.empty
-        and closure[0].kind is closure[0].POSITIONAL_OR_KEYWORD
-    ):
+    closure = inspect.signature(optimizer_class.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
             f"functionalize: a step of {name} evaluates the loss through a closure, which is no pure function of "
             "gradients; use funcopt.optim.LBFGS, or the class itself."
         )
-    for argument in _READ_BY_CONSTRUCTORS:
-        if isinstance(hyperparameters.get(argument), Tensor):
+    for argument, value in hyperparameters.items():
+        tensor = isinstance(value, Tensor)
+        if tensor and argument == "initial_accumulator_value":  # Adagrad's: its group is not asked
             raise TypeError(f"functionalize: {name} reads {argument} when it is constructed; give a number.")
+        if tensor and argument == "lr" and issubclass(optimizer_class, torch.optim.ASGD) and is_watched(value):
+            raise RuntimeError(
+                f"functionalize: {name} copies lr into its state, where vmap and derivatives do not follow it; give a "
+                "number."
+            )
 
 
 def _step_or_first(

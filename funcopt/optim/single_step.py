@@ -62,7 +62,7 @@ def _has_derivative(recipe: Recipe) -> bool:
     return takes and given.get("differentiable", True) and not given.get("fused")
 
 
-@torch.compiler.allow_in_graph
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _step_in_graph(name: str, hyperparameters: Any, params: Any, grads: Any, kept: Any, first: bool) -> Any:
     """`step` as a node of a graph: Dynamo refuses constructors and steps of optimizers, what follows it does not."""
     recipe = Recipe(pkgutil.resolve_name(name), hyperparameters)
@@ -71,8 +71,8 @@ def _step_in_graph(name: str, hyperparameters: Any, params: Any, grads: Any, kep
 
 
 def _step(recipe: Recipe, arguments: tuple[Any, ...], first: bool) -> Stepped:
-    def take(*given: Any) -> Stepped:
-        return _difference(recipe, *given, first)
+    def take(scalars: Any, params: Any, grads: Any, kept: Any) -> Stepped:
+        return _difference(recipe, scalars, params, grads, kept, first)
 
     if not torch.compiler.is_compiling() and not arguments[0] and not any(map(is_watched, _tensors(arguments))):
         return take(*arguments)
@@ -128,9 +128,11 @@ def _subtract(new: Tensor, old: Tensor, dtype: torch.dtype) -> Tensor:
 def _construct(recipe: Recipe, scalars: dict[str, Any], leaves: list[Tensor]) -> torch.optim.Optimizer:
     """An optimizer of `leaves`. Constructors check ranges, which no tensor bears: it enters the group afterwards."""
     parameters = inspect.signature(recipe.optimizer_class).parameters
-    numbers = {name: value for name, value in recipe.hyperparameters.items() if name not in scalars}
-    required = [name for name in scalars if name in parameters and parameters[name].default is inspect.Parameter.empty]
-    optimizer = recipe.optimizer_class(leaves, **numbers, **dict.fromkeys(required, 0.5))
+    arguments = {name: value for name, value in recipe.hyperparameters.items() if name not in scalars}
+    for name in scalars:
+        if name in parameters and parameters[name].default is inspect.Parameter.empty:
+            arguments[name] = 0.5  # valid as a rate and as a decay
+    optimizer = recipe.optimizer_class(leaves, **arguments)
     for name, value in scalars.items():
         if name not in optimizer.param_groups[0]:
             raise TypeError(
@@ -283,4 +285,5 @@ def _as_they_are(kept: list[Kept]) -> list[Kept]:
 
 
 def _zeroed(kept: list[Kept]) -> list[Kept]:
-    return tree.map(torch.zeros_like, kept)
+    zeros: list[Kept] = tree.map(torch.zeros_like, kept)
+    return zeros

@@ -35,9 +35,11 @@ def take_watched(fn: Callable[..., Result], arguments: tuple[Any, ...]) -> Resul
         return run(*arguments)
     scalars, *others = arguments
     if not any(isinstance(leaf, Tensor) and is_watched(leaf) for leaf in tree.leaves(scalars)):
-        return without_mutation(run)(*arguments)
+        pure: Callable[..., Result] = without_mutation(run)
+        return pure(*arguments)
     batch = vmap(without_mutation(run), in_dims=(0, *[None] * len(others)), randomness="different")
-    return tree.map(lambda leaf: leaf[0], batch(tree.map(lambda leaf: leaf[None], scalars), *others))
+    result: Result = tree.map(lambda leaf: leaf[0], batch(tree.map(lambda leaf: leaf[None], scalars), *others))
+    return result
 
 
 class TensorsForNumbers(TorchFunctionMode):
@@ -91,4 +93,4 @@ class _WithoutDerivative(torch.autograd.Function):
 
 def without_derivative(name: str, tensors: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
     """The tensors, which depend on `sources`, with a derivative that is an error which names the class."""
-    return list(_WithoutDerivative.apply(name, len(tensors), *tensors, *sources))
+    return list(_WithoutDerivative.apply(name, len(tensors), *tensors, *sources))  # type: ignore[no-untyped-call]
