@@ -55,6 +55,16 @@ def step(
     return without_derivative(recipe.optimizer_class.__name__, updates, watched), after
 
 
+def _numbers(recipe: Recipe) -> dict[str, Any]:
+    """The hyperparameters without tensors, and stand-ins for those tensors that the class cannot do without."""
+    parameters, scalars = inspect.signature(recipe.optimizer_class).parameters, _scalars(recipe)
+    numbers = {name: value for name, value in recipe.hyperparameters.items() if name not in scalars}
+    for name in scalars:
+        if name in parameters and parameters[name].default is inspect.Parameter.empty:
+            numbers[name] = 0.5  # valid as a rate and as a decay
+    return numbers
+
+
 def _has_derivative(recipe: Recipe) -> bool:
     """Whether the class takes `differentiable`, and nothing given says otherwise."""
     given = recipe.hyperparameters
@@ -127,12 +137,7 @@ def _subtract(new: Tensor, old: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _construct(recipe: Recipe, scalars: dict[str, Any], leaves: list[Tensor]) -> torch.optim.Optimizer:
     """An optimizer of `leaves`. Constructors check ranges, which no tensor bears: it enters the group afterwards."""
-    parameters = inspect.signature(recipe.optimizer_class).parameters
-    arguments = {name: value for name, value in recipe.hyperparameters.items() if name not in scalars}
-    for name in scalars:
-        if name in parameters and parameters[name].default is inspect.Parameter.empty:
-            arguments[name] = 0.5  # valid as a rate and as a decay
-    optimizer = recipe.optimizer_class(leaves, **arguments)
+    optimizer = recipe.optimizer_class(leaves, **_numbers(recipe))
     for name, value in scalars.items():
         if name not in optimizer.param_groups[0]:
             raise TypeError(
@@ -266,9 +271,7 @@ def start(recipe: Recipe, device: torch.device) -> Callable[[list[Kept]], list[K
     Found by trying on one small matrix. Zeros are the start of a buffer of gradients, which its class does not make
     before the first step, when it adds the decay.
     """
-    tensors = _scalars(recipe)
-    numbers = {name: value for name, value in recipe.hyperparameters.items() if name not in tensors}
-    trial = Recipe(recipe.optimizer_class, numbers)
+    trial = Recipe(recipe.optimizer_class, _numbers(recipe))
     params = [torch.tensor([[0.5, -1.25], [2.0, 0.75]], device=device)]
     grads = [_in_layout(recipe, torch.tensor([[1.5, 0.25], [-0.5, -2.0]], device=device))]
     with torch.no_grad():

@@ -119,14 +119,16 @@ def test_steps_are_those_of_the_class(cls, arguments):
 def test_the_state_before_the_first_step(cls, arguments):
     params = normal(0)
     state = functionalize(cls, **arguments).init(params)
+    if arguments.get("dampening"):  # which makes its buffer of the first gradient, and is told when that is
+        assert [bool(flag) for flag in tree.leaves(state.flags["started"])] == [False, False]
+        return
     starts = {"step_size": 0.1, "eta": 0.1, "mu": 1.0, "mu_product": 1.0, "sum": 0.1}
     for name, column in [*state.tensors.items(), *state.numbers.items()]:
         for leaf in tree.leaves(column):
             expected = torch.full_like(leaf, starts.get(name, 0.0))
             torch.testing.assert_close(leaf, expected)
         assert column["b"][0] is None
-    assert all(not leaf for leaf in tree.leaves(state.flags))
-    assert set(state.flags) == ({"started"} if arguments.get("dampening") else set())
+    assert state.flags == {}
 
 
 @pytest.mark.parametrize("cls, arguments", CASES, ids=IDS)
@@ -138,9 +140,14 @@ def test_nothing_of_the_arguments_is_touched(cls, arguments):
     results = tx.update(*given)
     assert pickle.dumps(tree.map(lambda leaf: leaf.to_dense().tolist(), given)) == before
     for leaf in tree.leaves(results):
-        leaf.add_(1)
+        leaf.fill_(1)
     assert pickle.dumps(tree.map(lambda leaf: leaf.to_dense().tolist(), given)) == before
     assert all(leaf.grad is None and not leaf.requires_grad for leaf in tree.leaves(params))
+
+
+def dense(seed):
+    """Without None, which vmap does not return."""
+    return tree.leaves(normal(seed))
 
 
 def stacked(trees):
@@ -154,7 +161,7 @@ REFUSED = "does what vmap, derivatives and the compiler do not follow"
 
 @pytest.mark.parametrize("cls, arguments", [*DENSE, (Lion, {"lr": 0.1})], ids=[*DENSE_IDS, "Lion"])
 def test_vmap_over_models(cls, arguments):
-    models = [(normal(seed), [normal(10 * seed + i) for i in range(1, 4)]) for seed in (1, 2)]
+    models = [(dense(seed), [dense(10 * seed + i) for i in range(1, 4)]) for seed in (1, 2)]
     batch = (stacked([model[0] for model in models]), [stacked(each) for each in zip(*(m[1] for m in models))])
 
     def run(params, grads):
@@ -169,7 +176,7 @@ def test_vmap_over_models(cls, arguments):
 
 @pytest.mark.parametrize("cls, arguments", [*DENSE, (Lion, {"lr": 0.1})], ids=[*DENSE_IDS, "Lion"])
 def test_vmap_over_learning_rates(cls, arguments):
-    params, grads = normal(1), gradients(cls)
+    params, grads = dense(1), [dense(10 + i) for i in range(3)]
     rates = torch.tensor([0.1, 0.03], dtype=torch.float64)
 
     def run(rate):
@@ -212,7 +219,7 @@ def test_derivatives(cls, arguments, of):
             grad(loss)(zero)
         return
     expected = directional(loss, zero)
-    tolerance = {"rtol": 1e-6 if cls not in (torch.optim.NAdam, torch.optim.ASGD) else 1e-4, "atol": 1e-7}
+    tolerance = {"rtol": 1e-5 if cls not in (torch.optim.NAdam, torch.optim.ASGD) else 1e-4, "atol": 1e-6}
     first_buffer = bool(arguments.get("dampening")) and of != "learning rate"
     if not first_buffer:  # where torch cuts the graph: the buffer of the first step is a detached copy
         torch.testing.assert_close(grad(loss)(zero), expected, **tolerance)
@@ -221,7 +228,11 @@ def test_derivatives(cls, arguments, of):
         torch.testing.assert_close(torch.autograd.grad(loss(x), x)[0], expected, **tolerance)
 
 
-@pytest.mark.parametrize("cls, arguments", DENSE, ids=DENSE_IDS)
+SHORT = [(torch.optim.SGD, {}), (torch.optim.RAdam, {})]
+LONG = [case for case in DENSE if case not in SHORT]
+
+
+@pytest.mark.parametrize("cls, arguments", [*SHORT, *(pytest.param(*case, marks=pytest.mark.slow) for case in LONG)])
 def test_compiled_is_one_graph(cls, arguments):
     torch.compiler.reset()
     params, grads = normal(1), [normal(10 + i) for i in range(3)]
@@ -242,7 +253,11 @@ def test_compiled_is_one_graph(cls, arguments):
 def test_a_learning_rate_in_the_state_changes_without_a_new_graph():
     torch.compiler.reset()
     params, (g, *_) = normal(1), [normal(2)]
-    tx = fo.inject_hyperparams(functionalize)(torch.optim.Adam, lr=0.1)
+
+    def adam(lr: float | torch.Tensor):
+        return functionalize(torch.optim.Adam, lr=lr)
+
+    tx = fo.inject_hyperparams(adam)(lr=0.1)
     update, state = torch.compile(tx.update, fullgraph=True, backend="aot_eager"), tx.init(params)
     first, state = update(g, state, params)
     with torch.compiler.set_stance("fail_on_recompile"):
