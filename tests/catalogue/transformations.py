@@ -4,7 +4,7 @@ from typing import Any
 
 import funcopt as fo
 from funcopt import tree
-from tests.catalogue.entry import DECAY_MASK, Entry, decaying, no_counterpart, only_matrices
+from tests.catalogue.entry import DECAY_MASK, Entry, decaying, no_counterpart, only_matrices, variant_of
 from tests.catalogue.optimizers import ADAM, ADAM_SCALARS
 
 
@@ -43,7 +43,26 @@ def cubed(factor: float = 1.0) -> fo.GradientTransformation:
 
 TRANSFORMATIONS: tuple[Entry, ...] = (
     Entry("scale_by_adam", ({}, ADAM, {**ADAM, "nesterov": True}), scalars=ADAM_SCALARS),
-    Entry("scale_by_amsgrad", ({}, ADAM), scalars=ADAM_SCALARS),
+    Entry(
+        "scale_by_amsgrad",
+        ({}, ADAM, {**ADAM, "max_of": "raw"}),
+        scalars=ADAM_SCALARS,
+        optax=variant_of("scale_by_amsgrad", max_of="corrected"),
+    ),
+    Entry("scale_by_adamax", ({"b1": 0.8, "b2": 0.95, "eps": 1e-3},), scalars=("b1", "b2", "eps")),
+    Entry(
+        "scale_by_nadam",
+        ({"b1": 0.8, "b2": 0.95, "eps": 1e-3, "momentum_decay": 0.5},),
+        scalars=("b1", "b2", "eps", "momentum_decay"),
+        optax=no_counterpart,
+    ),
+    Entry(
+        "scale_by_radam",
+        (ADAM, {**ADAM, "eps_on": "raw"}),
+        scalars=ADAM_SCALARS,
+        optax=variant_of("scale_by_radam", eps_on="corrected"),
+    ),
+    Entry("scale_by_adadelta", ({"rho": 0.8, "eps": 1e-3},), scalars=("rho", "eps")),
     Entry(
         "scale_by_rss",
         ({}, {"initial_accumulator_value": 0.3, "eps": 1e-3}),
