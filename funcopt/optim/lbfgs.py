@@ -93,14 +93,13 @@ def _iterate(
         direction = _update_direction(state, gradient, group["history_size"])
         state["prev_flat_grad"], state["prev_loss"] = gradient.clone(), loss
         state["t"] = min(1.0, 1.0 / float(gradient.abs().sum())) * rate if state["n_iter"] == 1 else rate
-        slope = gradient.dot(direction)
-        if bool(slope > -tolerance):
+        if bool(gradient.dot(direction) > -tolerance):
             return
         calls = 0
         if group["line_search_fn"] is not None:
-            start = Point(*_scalars(gradient, 0.0, loss, slope), gradient)
-            budget = group["max_eval"] - evaluations
-            state["t"], loss, gradient, calls = _search(params, state["t"], direction, start, budget, tolerance, evaluate)
+            start = _point(direction, 0.0, loss, gradient)
+            limits = {"tolerance": tolerance, "max_trials": group["max_eval"] - evaluations}
+            state["t"], loss, gradient, calls = _search(params, state["t"], direction, start, evaluate, **limits)
         move(params, state["t"], direction)
         if group["line_search_fn"] is None and iteration != group["max_iter"]:
             (loss, gradient), calls = evaluate(), 1
@@ -124,7 +123,7 @@ def _update_direction(state: dict[str, Any], gradient: Tensor, history_size: int
     found = curvature(step, change)
     if bool(found.accepted):
         for key, value in (("old_dirs", change), ("old_stps", step), ("ro", found.inverse)):
-            state[key] = [*state[key][-history_size + 1 or history_size :], value]
+            state[key] = [*state[key], value][-history_size:]
         state["H_diag"] = found.scale
     pairs = state["old_stps"], state["old_dirs"], state["ro"]
     state["d"], alphas = apply_inverse_hessian(-gradient, *pairs, state["H_diag"])
@@ -133,32 +132,27 @@ def _update_direction(state: dict[str, Any], gradient: Tensor, history_size: int
 
 
 def _search(
-    params: Params,
-    first_trial: float,
-    direction: Tensor,
-    start: Point,
-    max_trials: int,
-    tolerance: float,
-    evaluate: Evaluate,
+    params: Params, first_trial: float, direction: Tensor, start: Point, evaluate: Evaluate, **limits: Any
 ) -> tuple[float, float, Tensor, int]:
     """Step, loss and gradient by strong Wolfe conditions, and the calls that it took; the parameters stay."""
     before = [param.clone() for param in params]
     largest = direction.abs().max().to(start.step.dtype)
-    search = begin_search(start, *_scalars(direction, first_trial))
+    search = begin_search(start, torch.full_like(start.step, first_trial))
     while not bool(search.done):
         move(params, float(search.trial), direction)
-        loss, gradient = evaluate()
+        point = _point(direction, search.trial, *evaluate())
         for param, value in zip(params, before):
             param.copy_(value)
-        value, slope = _scalars(direction, loss, gradient.dot(direction))
-        point = Point(search.trial, value, slope, gradient)
-        search = advance_search(search, point, largest=largest, tolerance=tolerance, max_trials=max_trials)
+        search = advance_search(search, point, largest=largest, **limits)
     found = found_point(search)
     return float(found.step), float(found.value), found.gradient, int(search.evaluations)
 
 
-def _scalars(like: Tensor, *values: Any) -> list[Tensor]:
-    return [torch.as_tensor(value, dtype=scalar_dtype(like.device), device=like.device) for value in values]
+def _point(direction: Tensor, step: float | Tensor, loss: float, gradient: Tensor) -> Point:
+    def scalar(value: float | Tensor) -> Tensor:
+        return torch.as_tensor(value, dtype=scalar_dtype(direction.device), device=direction.device)
+
+    return Point(scalar(step), scalar(loss), scalar(gradient.dot(direction)), gradient)
 
 
 def flat_gradient(params: Params) -> Tensor:

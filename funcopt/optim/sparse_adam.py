@@ -23,7 +23,7 @@ class SparseAdam(Optimizer, torch.optim.SparseAdam):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform one step. A `closure` is evaluated before, with gradients enabled, and its value returned."""
         loss = None
         if closure is not None:
@@ -59,8 +59,9 @@ def _move(param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, A
     values = -grad.values() if group.get("maximize", False) else grad.values()
     b1, b2 = group["betas"]
     rate = group["lr"].squeeze() if isinstance(group["lr"], Tensor) else group["lr"]
-    moments = [state[key][stored].view_as(values).to(wide) for key in ("exp_avg", "exp_avg_sq")]
-    direction, mu, nu = sparse_adam_rule(values.to(wide), *moments, torch.tensor(state["step"]), b1, b2, group["eps"])
+    mu, nu = (state[key][stored].view_as(values).to(wide) for key in ("exp_avg", "exp_avg_sq"))
+    count = torch.tensor(state["step"])
+    direction, mu, nu = sparse_adam_rule(values.to(wide), mu, nu, count, b1, b2, group["eps"])
     for target, new in (("exp_avg", mu), ("exp_avg_sq", nu)):
         state[target][stored] = new.to(state[target].dtype)
     param[stored] = (param[stored].view_as(values).to(wide) - rate * direction).to(param.dtype)

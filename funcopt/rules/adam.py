@@ -28,9 +28,7 @@ class ScaleByAdamState(NamedTuple):
     nu: tree.Tree  # running mean of |g|²
 
 
-def moments(
-    g: Tensor, mu: Tensor, nu: Tensor, b1: float | Tensor, b2: float | Tensor
-) -> tuple[Tensor, Tensor]:
+def moments(g: Tensor, mu: Tensor, nu: Tensor, b1: float | Tensor, b2: float | Tensor) -> tuple[Tensor, Tensor]:
     """The running means of g and of |g|² after one more gradient."""
     return ema(mu, g, b1), ema(nu, abs_square(g), b2)
 
@@ -75,7 +73,7 @@ def scale_by_adam(
 def sparse_adam_rule(
     g: Tensor, mu: Tensor, nu: Tensor, count: Tensor, b1: float | Tensor, b2: float | Tensor, eps: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Direction and moments of torch's SparseAdam, for the numbers that a sparse gradient stores, and theirs of μ and ν.
+    """Direction and new moments of torch's SparseAdam; g, μ and ν are the numbers at the places that a gradient stores.
 
         d = √(1 - β₂ᵗ) / (1 - β₁ᵗ) μ / (√ν + ε)        μ, ν as in `adam`, t the steps of the whole parameter
 
