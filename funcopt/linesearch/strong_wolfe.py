@@ -9,7 +9,7 @@ from funcopt import tree
 
 
 class Point(NamedTuple):
-    """What is known of the function at one step along the direction; scalars are 0-d tensors."""
+    """What is known of the function at one step along the direction; the numbers are 0-d tensors."""
 
     step: Tensor
     value: Tensor
@@ -17,7 +17,9 @@ class Point(NamedTuple):
     gradient: Tensor
 
 
-class SearchState(NamedTuple):
+class Search(NamedTuple):
+    """A search under way."""
+
     start: Point  # at step 0
     left: Point  # while there is no bracket yet: the last point but one
     right: Point  # while there is none: the last point
@@ -29,7 +31,7 @@ class SearchState(NamedTuple):
     done: Tensor
 
 
-def begin_search(start: Point, trial: Tensor) -> SearchState:
+def begin_search(start: Point, trial: Tensor) -> Search:
     """A search from `start` whose first trial is the step `trial`.
 
     The search does not call the function: while not `state.done`, the caller evaluates it at `state.trial` and hands
@@ -38,17 +40,17 @@ def begin_search(start: Point, trial: Tensor) -> SearchState:
     >>> state = begin_search(start, torch.tensor(1.0))
     """
     no = torch.zeros_like(trial, dtype=torch.bool)
-    return SearchState(start, start, start, ~no, trial, torch.zeros_like(trial, dtype=torch.int32), no, no, no)
+    return Search(start, start, start, ~no, trial, torch.zeros_like(trial, dtype=torch.int32), no, no, no)
 
 
-def found_point(state: SearchState) -> Point:
+def found_point(state: Search) -> Point:
     """The lower end of the bracket: after the search, the point that was found."""
     chosen: Point = tree.where(state.low_is_left, state.left, state.right)
     return chosen
 
 
 def advance_search(
-    state: SearchState,
+    state: Search,
     point: Point,
     *,
     largest: Tensor,
@@ -56,7 +58,7 @@ def advance_search(
     max_trials: int,
     c1: float = 1e-4,
     c2: float = 0.9,
-) -> SearchState:
+) -> Search:
     """The search after the function has been evaluated at `state.trial`, which gave `point`.
 
     It looks for a step τ with (Nocedal & Wright, Numerical Optimization, 2nd edition, algorithms 3.5 and 3.6)
@@ -83,7 +85,7 @@ def advance_search(
     )
 
 
-def _bracket(state: SearchState, point: Point, too_high: Tensor, flat: Tensor, last: Tensor) -> SearchState:
+def _bracket(state: Search, point: Point, too_high: Tensor, flat: Tensor, last: Tensor) -> Search:
     """Without a bracket: accept the point, or end the bracket there, or go on beyond it."""
     before = state.right
     risen = (state.evaluations > 1) & (point.value >= before.value)
@@ -99,7 +101,7 @@ def _bracket(state: SearchState, point: Point, too_high: Tensor, flat: Tensor, l
     )
 
 
-def _zoom(state: SearchState, point: Point, too_high: Tensor, flat: Tensor) -> SearchState:
+def _zoom(state: Search, point: Point, too_high: Tensor, flat: Tensor) -> Search:
     """Within the bracket: put the point in the place of one of its ends."""
     low, left_is_low = found_point(state), state.low_is_left
     high: Point = tree.where(left_is_low, state.right, state.left)
@@ -117,13 +119,13 @@ def _zoom(state: SearchState, point: Point, too_high: Tensor, flat: Tensor) -> S
     )
 
 
-def _trial_beyond(state: SearchState) -> Tensor:
+def _trial_beyond(state: Search) -> Tensor:
     """Beyond the last point: where the cubic has its minimum, but a hundredth of the last move to ten steps further."""
     before, last = state.left, state.right
     return cubic_minimum(before, last, last.step + 0.01 * (last.step - before.step), 10 * last.step)
 
 
-def _trial_inside(state: SearchState) -> tuple[Tensor, Tensor]:
+def _trial_inside(state: Search) -> tuple[Tensor, Tensor]:
     """Within the bracket: where the cubic has its minimum, but not twice in a row next to an end of it."""
     first = torch.minimum(state.left.step, state.right.step)
     last = torch.maximum(state.left.step, state.right.step)
