@@ -12,7 +12,7 @@ FUNCTIONS = {
     "parabola": lambda t: (t - 1) ** 2,
     "quartic": lambda t: (t - 3) ** 4 - t,
     "far": lambda t: (t - 40).abs() + 1 / (1 + (t - 40) ** 2),
-    "waves": lambda t: torch.sin(5 * t) - 0.1 * t - t**2 / 100,
+    "waves": lambda t: -torch.sin(5 * t) - 0.1 * t - t**2 / 100,
     "steep": lambda t: torch.exp(-t) + torch.exp(5 * (t - 2)),
 }
 

@@ -16,7 +16,9 @@ INPUTS += [{"lr": 0.1, "betas": (0, 0.5), "eps": 1e-2}, {"lr": 0.1, "betas": (0.
 
 
 def sparse(index, values, size):
-    return torch.sparse_coo_tensor(torch.tensor(index), torch.tensor(values, dtype=torch.float64), size)
+    return torch.sparse_coo_tensor(
+        torch.tensor(index), torch.tensor(values, dtype=torch.float64), size, check_invariants=True
+    )
 
 
 GRADIENTS = [
@@ -74,7 +76,7 @@ def test_gradients_of_all_axes_stored_densely():
     params = [torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)]
     for param, cls in zip(params, (SparseAdam, torch.optim.Adam)):
         dense = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-        stored = torch.sparse_coo_tensor(torch.zeros(0, 1, dtype=torch.int64), dense[None], (3,))
+        stored = torch.sparse_coo_tensor(torch.zeros(0, 1, dtype=torch.int64), dense[None], (3,), check_invariants=True)
         param.grad = stored if cls is SparseAdam else dense
         cls([param], lr=0.1, eps=1e-12).step()
     torch.testing.assert_close(*params, rtol=1e-9, atol=0)
