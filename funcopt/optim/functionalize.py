@@ -55,6 +55,8 @@ def functionalize(optimizer_class: type[torch.optim.Optimizer], **hyperparameter
     recipe = Recipe(optimizer_class, hyperparameters)
 
     def init(params: Params) -> FunctionalizedState:
+        if torch.compiler.is_dynamo_compiling():
+            raise RuntimeError("functionalize: init cannot be compiled; call it before, and compile the update.")
         tree.check_params(params)
         present = tree.leaves(params)
         begin = start(recipe, present[0].device) if present else None
