@@ -37,7 +37,9 @@ def begin_search(start: Point, trial: Tensor) -> Search:
     The search does not call the function: while not `state.done`, the caller evaluates it at `state.trial` and hands
     the point to `advance_search`; then `found_point` is the result. Nothing is read back to the host.
 
-    >>> state = begin_search(start, torch.tensor(1.0))
+    >>> start = Point(torch.tensor(0.0), torch.tensor(9.0), torch.tensor(-6.0), torch.tensor([-6.0]))  # of (t - 3)²
+    >>> begin_search(start, torch.tensor(1.0)).trial
+    tensor(1.)
     """
     no = torch.zeros_like(trial, dtype=torch.bool)
     return Search(start, start, start, ~no, trial, torch.zeros_like(trial, dtype=torch.int32), no, no, no)

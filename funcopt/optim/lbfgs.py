@@ -27,7 +27,16 @@ class LBFGS(Optimizer, torch.optim.LBFGS):
     Unlike torch's it can step after a deepcopy or unpickling, and always moves the parameters that are in its group,
     also if they have been replaced. A `line_search_fn` that is not known is refused before the closure is called.
 
-    >>> optimizer = LBFGS(model.parameters(), line_search_fn="strong_wolfe")
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
+    >>> optimizer = LBFGS([weight], line_search_fn="strong_wolfe")
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = (weight - 2).square().sum()
+    ...     loss.backward()
+    ...     return loss
+    >>> loss = optimizer.step(closure)
+    >>> weight.detach()
+    tensor([2., 2.])
     """
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -19,6 +19,7 @@ class SparseAdam(Optimizer, torch.optim.SparseAdam):
     The same arguments, groups, state (dense moments, `step` a Python int) and numbers. A dense gradient is refused
     before any parameter has moved or counted, the values of a group as those of the constructor.
 
+    >>> embedding = torch.nn.Embedding(1000, 16, sparse=True)
     >>> optimizer = SparseAdam(embedding.parameters(), lr=0.1)
     """
 

@@ -1,6 +1,8 @@
 """functionalize: the numbers of the classes themselves, in every mode that they allow."""
 
+import pathlib
 import pickle
+import re
 
 import pytest
 import torch
@@ -131,7 +133,7 @@ def test_the_state_before_the_first_step(cls, arguments):
     assert state.flags == {}
 
 
-@pytest.mark.parametrize("cls, arguments", CASES, ids=IDS)
+@pytest.mark.parametrize("cls, arguments", [*CASES, (Lion, {"lr": 0.1})], ids=[*IDS, "Lion"])
 def test_nothing_of_the_arguments_is_touched(cls, arguments):
     params, (g, *_) = normal(0), gradients(cls)
     tx = functionalize(cls, **arguments)
@@ -277,6 +279,10 @@ def test_params_that_require_grad():
         torch.testing.assert_close(1 + updates[0].detach(), reference)
     with pytest.raises(RuntimeError, match="Muon has no derivative"):
         updates[0].sum().backward()
+    tx = functionalize(torch.optim.SparseAdam)
+    updates, _ = tx.update([torch.ones(2, 2, dtype=torch.float64).to_sparse()], tx.init([weight]), [weight])
+    with pytest.raises(RuntimeError, match="SparseAdam has no derivative"):
+        updates[0].sum().backward()
 
 
 def test_low_precision_steps_arrive():
@@ -332,3 +338,27 @@ def test_empty_trees():
     for params in ({}, {"a": None}):
         updates, state = tx.update(params, tx.init(params), params)
         assert updates == params and tree.leaves(state) == []
+
+
+def test_the_table_of_the_page_says_what_is_tested():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "functionalize.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (\w+) \| (\w+) \| (\w+) \| (\w+) \| (\w+) \|$", page, re.MULTILINE)
+    assert [row[0] for row in rows] == list(dict.fromkeys(cls.__name__ for cls, _ in CASES))
+    for name, *answers in rows:
+        cls = getattr(torch.optim, name)
+        sparse = cls is torch.optim.SparseAdam
+        expected = [
+            cls not in BRANCHES and not sparse,
+            cls not in BRANCHES and not sparse,
+            cls not in UNDERIVABLE,
+            cls not in UNDERIVABLE | RATES_LOST,
+            cls not in NOT_COMPILED and not sparse,
+        ]
+        assert [answer == "yes" for answer in answers] == expected, name
+
+
+def test_init_is_not_compiled():
+    torch.compiler.reset()
+    init = torch.compile(functionalize(torch.optim.Adam).init, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="init cannot be compiled"):
+        init(normal(0))
