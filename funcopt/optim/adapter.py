@@ -92,7 +92,13 @@ class Optimizer(torch.optim.Optimizer):
         self._held: Held = {}
         self._stepper = Stepper()
         super().__init__(params, {**recipe.defaults, "differentiable": differentiable})
-        self._has_view = has_view(self._first_state(on_meta=True))
+        state = self._first_state(on_meta=True)
+        self._has_view = has_view(state)
+        if self._factory is not None and (injected := settable_hyperparams(state)):
+            raise TypeError(
+                f"{name}: its factory puts {', '.join(injected)} into the state, where the entries of groups would not "
+                "reach them; give as_optimizer the factory without inject_hyperparams, or Optimizer what it makes."
+            )
 
     @torch.no_grad()
     def _first_state(self, *, on_meta: bool) -> State:
@@ -168,10 +174,10 @@ class Optimizer(torch.optim.Optimizer):
     def functional_state(self, group: int = 0) -> State:
         """The state as `update` gets it, for the parameters of a group; for `metrics`, say. Do not write to it."""
         scope = self.param_groups if self._options["scope"] == "all" else [self.param_groups[group]]
-        first = self.param_groups[group]["params"][0]
+        members = {*self.param_groups[group]["params"]}
         with torch.no_grad():
             for view in self._stepper.views(self._how(), scope, self.state):
-                if any(param is first for param in view.moves.values()):
+                if not members.isdisjoint(view.moves.values()):
                     return view.state
         raise ValueError(f"functional_state: group {group} has no parameters that are trained.")
 
@@ -181,12 +187,13 @@ class Optimizer(torch.optim.Optimizer):
         """Add a group; its parameters get the state of `init` at the next step, the others keep theirs.
 
         Raises:
-            ValueError: a hyperparameter of the group is not in its range, an entry looks like a misspelt one, a
-                parameter or a name occurs twice, or as torch.optim.
+            ValueError: a hyperparameter of the group is not in its range, a parameter or a name occurs twice, or as
+                torch.optim. An entry that looks like a misspelt hyperparameter gives a warning.
         """
         if isinstance(param_group, dict) and "params" in param_group:
             params = param_group["params"]
             param_group["params"] = params if isinstance(params, (Tensor, set)) else list(params)
+            self._recipe.warn_of_misspelt(param_group)
             _check_distinct(type(self).__name__, param_group["params"], self.param_groups)
             self._complete(param_group)
         super().add_param_group(param_group)

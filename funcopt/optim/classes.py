@@ -82,10 +82,22 @@ def _make_class(factory: Callable[..., GradientTransformation], title: str) -> t
         recipe.check({})
         self._begin(params, recipe, scope, compile, differentiable)
 
-    made = type(title, (Optimizer,), {"__init__": __init__, "__module__": __name__, "_factory": staticmethod(factory)})
+    def __reduce_ex__(self: Optimizer, protocol: Any) -> Any:  # noqa: N807
+        if type(self) is not made:  # a class that was derived from this one, and has a name that pickle finds
+            return object.__reduce_ex__(self, protocol)
+        return _blank, (factory, title), self.__getstate__()
+
+    body = {"__init__": __init__, "__reduce_ex__": __reduce_ex__, "__module__": __name__}
+    made = type(title, (Optimizer,), {**body, "_factory": staticmethod(factory)})
     made.__doc__ = f"`{_name(factory)}` as a torch.optim.Optimizer.\n\n{inspect.getdoc(factory) or ''}"
     made.__signature__ = _signature(parameters.values())  # type: ignore[attr-defined]
     return made
+
+
+def _blank(factory: Callable[..., GradientTransformation], title: str) -> Optimizer:
+    """An optimizer of the class that a factory makes, to be filled by pickle."""
+    made = as_optimizer(factory, title)
+    return made.__new__(made)
 
 
 def _given(

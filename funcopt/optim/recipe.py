@@ -7,6 +7,7 @@ A group speaks torch's names, since schedulers, loggers and checkpoints look for
 import difflib
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -100,19 +101,21 @@ class Recipe:
 
     def check(self, entries: Mapping[str, Any]) -> None:
         """Raise what the factory raises for these entries; of those that are missing yet nothing is asked."""
-        self._check_names(entries)
         arguments = self.arguments({**self.defaults, **entries})
         made = self.make(**{name: _NOTHING if value is required else value for name, value in arguments.items()})
         if not isinstance(made, GradientTransformation):
             raise TypeError(f"{self.name}: the factory must return a GradientTransformation, got {made!r}.")
 
-    def _check_names(self, entries: Mapping[str, Any]) -> None:
-        for name in entries.keys() - self.defaults.keys() - {"params", *WRITTEN_BY_SCHEDULERS}:
-            alike = difflib.get_close_matches(name, self.defaults, n=1, cutoff=0.8)
+    def warn_of_misspelt(self, entries: Mapping[str, Any]) -> None:
+        """Warn of an entry whose name looks like a misspelt one; other names are the user's own."""
+        names = [*self.defaults, *(["learning_rate"] if self._renamed else []), *(["b1", "b2"] if self._paired else [])]
+        for name in entries.keys() - {*names, "params", "param_names", "differentiable", *WRITTEN_BY_SCHEDULERS}:
+            alike = difflib.get_close_matches(str(name), names, n=1, cutoff=0.8)
             if alike:
-                raise ValueError(
-                    f"{self.name}: a parameter group has the entry {name!r}, which is no hyperparameter; "
-                    f"did you mean {alike[0]!r}?"
+                warnings.warn(
+                    f"{self.name}: the entry {name!r} of a parameter group is no hyperparameter and has no effect; did "
+                    f"you mean {alike[0]!r}?",
+                    stacklevel=4,
                 )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recipe":

@@ -159,11 +159,17 @@ def _write(
 ) -> None:
     """Copy new values into the tensors that there are, after all of them have been computed."""
     targets, values = [model.params[i] for i in plan.moving], list(moved)
-    for slot, old, new in zip(plan.written, written, kept):
-        if how.differentiable or not (isinstance(old, Tensor) and isinstance(new, Tensor)):
+    if how.differentiable:
+        for slot, new in zip(plan.written, kept):
             states[model.params[slot.param]][slot.name] = new  # the graph of the last step needs the old one
-        else:
+        for target, value in zip(targets, values):
+            target.copy_(value)
+        return
+    for slot, old, new in zip(plan.written, written, kept):
+        if isinstance(old, Tensor):
             targets.append(old)
             values.append(new)
+        else:
+            states[model.params[slot.param]][slot.name] = new
     if targets:
         torch._foreach_copy_(targets, values)
