@@ -435,7 +435,8 @@ def test_differentiable_through_steps():
         param = start.clone()
         optimizer = AdamW([param], lr=rate, differentiable=True)
         for _ in range(3):
-            param.grad = torch.autograd.grad((param**2).sum(), param, create_graph=True)[0]
+            seen = param.clone()  # the step writes into param, which the graph of the loss would need
+            param.grad = torch.autograd.grad((seen**2).sum(), seen, create_graph=True)[0]
             optimizer.step()
         return param.sum()
 
