@@ -180,7 +180,12 @@ def _check_alike(name: str, kinds: Sequence[Kind]) -> None:
     for kind in kinds[1:]:
         first = kinds[0]
         if (kind.sees_all or first.sees_all) and kind.layout != first.layout:
-            differing = [key for key, value in kind.static.items() if first.static.get(key) is not value]
+            numbers = kind.static.keys() ^ first.static.keys()  # of the one, and none of the other
+            differing = [
+                key
+                for key in {**first.static, **kind.static}
+                if key in numbers or first.static[key] != kind.static[key]
+            ]
             raise ValueError(
                 f"{name}: it acts on the parameters of all groups together, so that groups may differ in numbers only, "
                 f"but they differ in {', '.join(differing) or 'their states'}; "

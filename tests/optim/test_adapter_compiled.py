@@ -42,8 +42,8 @@ def pair(make, backend):
     made = []
     for options in ({}, {"compile": {"backend": backend}}):
         torch.manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 2), (4,), ())]
-        groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.3}]
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 2), (4,))]
+        groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.3}]
         made.append((params, make(groups, **options)))
     return made
 
@@ -56,7 +56,10 @@ def step_both(made, step, absent=()):
         optimizer.step()
 
 
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, id=name, marks=[pytest.mark.slow] * (name == "injected")) for name, make in MAKERS.items()],
+)
 def test_changed_numbers_compile_nothing_and_absent_gradients_once(make):
     graphs = Graphs()
     made = pair(make, graphs)
@@ -113,14 +116,17 @@ def test_tensor_rates_and_extra_arguments():
     def plateau(learning_rate):
         return fo.chain(fo.sgd(learning_rate), fo.reduce_on_plateau(factor=0.5, patience=1))
 
-    param = torch.nn.Parameter(torch.ones(2))
-    optimizer = as_optimizer(plateau)([param], lr=rate, compile={"backend": graphs})
-    for step in range(3):
-        param.grad = torch.ones(2)
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    make = as_optimizer(plateau)
+    optimizers = make([params[0]], lr=rate), make([params[1]], lr=rate, compile={"backend": graphs})
+    for step in range(4):
         rate.fill_(0.1 / (step + 1))
-        optimizer.step(value=1.0 + step)
+        for param, optimizer in zip(params, optimizers):
+            param.grad = torch.ones(2)
+            optimizer.step(value=1.0 + step)
     assert graphs.count == 1
-    torch.testing.assert_close(param.detach(), torch.full((2,), 1 - 0.1 - 0.05 - 0.05 / 3))
+    assert params[0][0] > 0.8
+    torch.testing.assert_close(params[1].detach(), params[0].detach())
 
 
 def test_failures_leave_everything_as_it_was():
@@ -129,10 +135,10 @@ def test_failures_leave_everything_as_it_was():
     param.grad = torch.ones(2)
     optimizer.step()
     before = [param.detach().clone(), *(leaf.clone() for leaf in optimizer.state[param].values())]
-    optimizer.param_groups[0]["betas"] = 1
-    optimizer.param_groups[0]["momentum"] = "much"
-    with pytest.raises(TypeError, match="momentum must be a number"):
-        optimizer.step()
+    for value, kind in (("much", TypeError), (-0.5, ValueError)):
+        optimizer.param_groups[0]["momentum"] = value
+        with pytest.raises(kind, match="trace: decay must"):
+            optimizer.step()
     assert_identical([param.detach(), *optimizer.state[param].values()], before)
 
 

@@ -38,11 +38,11 @@ def refuse(kind, message, call):
         (TypeError, "unexpected argument 'beta'", lambda: AdamW([parameter()], beta=0.1)),
         (TypeError, "lr and learning_rate are the same", lambda: AdamW([parameter()], lr=0.1, learning_rate=0.1)),
         (TypeError, "betas and b2 are the same", lambda: AdamW([parameter()], lr=0.1, betas=(0, 0), b2=0.1)),
-        (TypeError, "at most 7 hyperparameters by position", lambda: AdamW([parameter()], *range(9))),
+        (TypeError, "at most 8 hyperparameters by position", lambda: AdamW([parameter()], *range(9))),
         (ValueError, "b2 must lie in [0, 1), got b2=1.5", lambda: AdamW(None, lr=0.1, b2=1.5)),
         (ValueError, "betas must be the pair (b1, b2)", lambda: AdamW(None, lr=0.1, betas=0.9)),
         (ValueError, "Tensor lr must be 1-element", lambda: AdamW(None, lr=torch.ones(2))),
-        (ValueError, "learning_rate must lie in", lambda: AdamW([{"params": [parameter()], "lr": -1.0}], lr=0.1)),
+        (ValueError, "eps must lie in", lambda: AdamW([{"params": [parameter()], "eps": -1.0}], lr=0.1)),
         (ValueError, "scope must be one of 'all', 'group'", lambda: AdamW([parameter()], lr=0.1, scope="none")),
         (
             ValueError,
@@ -53,7 +53,11 @@ def refuse(kind, message, call):
         (ValueError, "empty parameter list", lambda: AdamW([], lr=0.1)),
         (TypeError, "can only optimize Tensors", lambda: AdamW([3.0], lr=0.1)),
         (TypeError, "ordered collections", lambda: AdamW([{"params": {parameter()}}], lr=0.1)),
-        (ValueError, "two parameters have the name 'w'", lambda: AdamW([("w", parameter())] * 2, lr=0.1)),
+        (
+            ValueError,
+            "two parameters have the name 'w'",
+            lambda: AdamW([("w", parameter()), ("w", parameter())], lr=0.1),
+        ),
     ],
 )
 def test_refused(kind, message, call):
