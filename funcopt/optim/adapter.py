@@ -1,6 +1,7 @@
 """Any functional transformation as a `torch.optim.Optimizer`."""
 
 import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -138,7 +139,7 @@ class Optimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: the parameters hold the values to evaluate with; "
                 "leave eval_params(), or call train(), before the step."
             )
-        if closure is None and not extra and self._is_asked_for_state():
+        if not self.state and not torch.compiler.is_compiling() and _is_called_for_states():
             self.init_state()
             return None
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
@@ -155,18 +156,8 @@ class Optimizer(torch.optim.Optimizer):
         groups = self.param_groups if groups is None else groups
         return [groups] if self._options["scope"] == "all" else [[group] for group in groups]
 
-    def _is_asked_for_state(self) -> bool:
-        """Whether this is the step of `torch.distributed.checkpoint`, which wants to see states and move nothing.
-
-        It makes one, before the first, with zero gradients and a rate of zero; counted, it would change training.
-        """
-        if self.state or any("lr" not in group or not _is_zero(group["lr"]) for group in self.param_groups):
-            return False
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.requires_grad]
-        return all(gradient is not None and not gradient.any() for gradient in gradients)
-
     def init_state(self) -> None:
-        """Make the states that the first step would make, for checkpoints before it."""
+        """Make the states that the first step would make."""
         with torch.no_grad():
             for groups in self._scopes():
                 self._stepper.prepare(self._how(), groups, self.state)
@@ -328,8 +319,18 @@ def _check_is_transformation(tx: Any) -> None:
         raise TypeError(f"Optimizer: tx must be a GradientTransformation, got {tx!r}; {remedy}.")
 
 
-def _is_zero(rate: Any) -> bool:
-    return isinstance(rate, (int, float, Tensor)) and bool(rate == 0)
+def _is_called_for_states() -> bool:
+    """Whether this step is one that `torch.distributed.checkpoint` makes to see which states there are.
+
+    It makes one before the first, with zero gradients. Counted, or with weight decay, it would change the training, and
+    by its arguments alone it cannot be told from a real step.
+    """
+    frame: Any = inspect.currentframe()
+    for _ in range(8):
+        frame = frame and frame.f_back
+        if frame and frame.f_code.co_name == "_init_optim_state":
+            return str(frame.f_globals.get("__name__")).startswith("torch.distributed.checkpoint")
+    return False
 
 
 def _check_distinct(name: str, params: Any, groups: list[Group]) -> None:

@@ -168,18 +168,10 @@ def _write(
     kept: list[Any],
 ) -> None:
     """Copy new values into the tensors that there are, after all of them have been computed."""
-    targets, values = [model.params[i] for i in plan.moving], list(moved)
-    if how.differentiable:
-        for slot, new in zip(plan.written, kept):
-            states[model.params[slot.param]][slot.name] = new  # the graph of the last step needs the old one
-        for target, value in zip(targets, values):
-            target.copy_(value)
-        return
+    for index, value in zip(plan.moving, moved):
+        model.params[index].copy_(value)
     for slot, old, new in zip(plan.written, written, kept):
-        if isinstance(old, Tensor):
-            targets.append(old)
-            values.append(new)
+        if isinstance(old, Tensor) and not how.differentiable:
+            old.copy_(new)
         else:
-            states[model.params[slot.param]][slot.name] = new
-    if targets:
-        torch._foreach_copy_(targets, values)
+            states[model.params[slot.param]][slot.name] = new  # the graph of the last step needs the old one
