@@ -105,6 +105,11 @@ from funcopt.transforms.weight_decay import (
 )
 
 # Optimizers, each with its update rule
+from funcopt.rules.adadelta import (
+    ScaleByAdaDeltaState as ScaleByAdaDeltaState,
+    adadelta as adadelta,
+    scale_by_adadelta as scale_by_adadelta,
+)
 from funcopt.rules.adagrad import ScaleByRssState as ScaleByRssState, adagrad as adagrad, scale_by_rss as scale_by_rss
 from funcopt.rules.adam import (
     ScaleByAdamState as ScaleByAdamState,
@@ -114,10 +119,26 @@ from funcopt.rules.adam import (
     nadamw as nadamw,
     scale_by_adam as scale_by_adam,
 )
+from funcopt.rules.adamax import (
+    ScaleByAdamaxState as ScaleByAdamaxState,
+    adamax as adamax,
+    adamaxw as adamaxw,
+    scale_by_adamax as scale_by_adamax,
+)
 from funcopt.rules.amsgrad import (
     ScaleByAmsgradState as ScaleByAmsgradState,
     amsgrad as amsgrad,
     scale_by_amsgrad as scale_by_amsgrad,
+)
+from funcopt.rules.nadam import (
+    ScaleByNadamState as ScaleByNadamState,
+    dozat_nadam as dozat_nadam,
+    scale_by_nadam as scale_by_nadam,
+)
+from funcopt.rules.radam import (
+    ScaleByRadamState as ScaleByRadamState,
+    radam as radam,
+    scale_by_radam as scale_by_radam,
 )
 from funcopt.rules.rmsprop import (
     ScaleByRmsState as ScaleByRmsState,

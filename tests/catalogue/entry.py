@@ -116,4 +116,17 @@ def no_counterpart(**kwargs: Any) -> None:
     """For what optax does not have in this form."""
 
 
+def variant_of(name: str, **default: Any) -> Callable[..., Any]:
+    """optax's factory `name`, which knows of one argument the default only, and so has no counterpart to the rest."""
+
+    def make(**kwargs: Any) -> Any:
+        import optax
+
+        if any(kwargs.pop(argument, value) != value for argument, value in default.items()):
+            return None
+        return getattr(optax, name)(**kwargs)
+
+    return make
+
+
 DECAY_MASK = {"a": {"bias": False, "weight": True}, "b": True, "c": False}
