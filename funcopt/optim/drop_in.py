@@ -85,7 +85,7 @@ class DropIn(Optimizer):
             return
         for param in active:
             self.check_gradient(param, group)
-        hyper = {key: _squeezed(group[key]) for key in self.defaults}
+        hyper = {key: _squeezed(group[key]) for key in self.defaults if key in group}  # loading adds a default
         hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": found_inf}
         keys = self.definition.keys(hyper)
         fresh = {param for param in active if self._complete_state(param, group, keys)}
@@ -155,6 +155,7 @@ class DropIn(Optimizer):
     ) -> Scalars:
         """Like `_write`, recorded by autograd: states are replaced, since their old values may be needed."""
         before = [[row[0].clone(), *row[1:]] for row in rows]
+        scalars = {key: value.clone() for key, value in scalars.items()}  # which are overwritten
         after, values = updated(self.definition, hyper, scalars, [real(row) for row in before])
         for row, new in zip(rows, values):
             new = [torch.view_as_complex(value) for value in new] if row[0].is_complex() else new
@@ -190,7 +191,7 @@ def _squeezed(value: Any) -> Any:
 def real(row: Row) -> Row:
     """The row with complex tensors seen as pairs of reals, which is how torch.optim treats them."""
     sparse = row[1].is_sparse
-    return [torch.view_asreal(tensor) for tensor in row] if row[0].is_complex() and not sparse else row
+    return [torch.view_as_real(tensor) for tensor in row] if row[0].is_complex() and not sparse else row
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -203,4 +204,4 @@ def _is_on_host(tensor: Tensor) -> bool:
 
 def _number(scalar: Tensor) -> Any:
     """What two parameters must have in common: the value where it is on the host, else the tensor itself."""
-    return scalar.item() if _is_on_host(scalar) else id(scalar)
+    return scalar.detach().item() if _is_on_host(scalar) else id(scalar)

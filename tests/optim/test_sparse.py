@@ -46,7 +46,7 @@ def test_as_torch(name: str, kwargs: dict[str, Any], dense_dims: int, dtype: tor
         for step in range(5):
             param.grad = gradient(step, dense_dims, dtype)
             optimizer.step()
-        results.append((param.detach(), {key: value for key, value in optimizer.state[param].items()}))
+        results.append((param.detach(), dict(optimizer.state[param])))
     (mine, state), (theirs, expected) = results
     torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
     assert list(state) == list(expected)
