@@ -4,7 +4,6 @@ A group speaks torch's names, since schedulers, loggers and checkpoints look for
 `learning_rate` of a factory, and `betas` the pair of its arguments `b1` and `b2`.
 """
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,9 +18,6 @@ from funcopt.paths import Path, children, replace
 from funcopt.transform import GradientTransformation, Params, State, Updates
 from funcopt.wrappers.annotations import admitted_kinds
 from funcopt.wrappers.hyperparams import is_hyperparameter, settable_hyperparams
-
-WRITTEN_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
-"""Entries that `torch.optim.lr_scheduler` and `torch.optim.swa_utils` add to groups."""
 
 
 class Recipe:
@@ -100,20 +96,10 @@ class Recipe:
 
     def check(self, entries: Mapping[str, Any]) -> None:
         """Raise what the factory raises for these entries; of those that are missing yet nothing is asked."""
-        self._check_names(entries)
         arguments = self.arguments({**self.defaults, **entries})
         made = self.make(**{name: _NOTHING if value is required else value for name, value in arguments.items()})
         if not isinstance(made, GradientTransformation):
             raise TypeError(f"{self.name}: the factory must return a GradientTransformation, got {made!r}.")
-
-    def _check_names(self, entries: Mapping[str, Any]) -> None:
-        for name in entries.keys() - self.defaults.keys() - {"params", *WRITTEN_BY_SCHEDULERS}:
-            alike = difflib.get_close_matches(name, self.defaults, n=1, cutoff=0.8)
-            if alike:
-                raise ValueError(
-                    f"{self.name}: a parameter group has the entry {name!r}, which is no hyperparameter; "
-                    f"did you mean {alike[0]!r}?"
-                )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recipe":
         return self  # nothing in it changes

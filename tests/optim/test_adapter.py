@@ -1,23 +1,21 @@
 """The adapter does what the functional loop does, to the last bit, for every transformation of the catalogue."""
 
-import inspect
-
 import pytest
 import torch
 
 import funcopt as fo
 import funcopt.optim
 from funcopt import tree
-from tests.catalogue import CASES, OPTIMIZERS, case_id
+from tests.catalogue import CASES, case_id
 from tests.trees import assert_identical, draw
 
 SHAPES = {"a.bias": (3,), "a.weight": (4, 3), "b.0": (), "b.1": (0, 3), "c": (2, 3, 2)}
-MASKS = {"mask": {"a.bias": False, "a.weight": True, "b.0": True, "b.1": True, "c": False}}
+MASK = {"a.bias": False, "a.weight": True, "b.0": True, "b.1": True, "c": False}
 
 
-def adapted_case(case):
-    """The case with masks for the flat tree of named parameters."""
-    return {key: MASKS.get(key, value) if isinstance(value, dict) and "a" in value else value for key, value in case.items()}
+def for_named_params(case):
+    """The case with its mask for the flat tree of named parameters."""
+    return {key: MASK if isinstance(value, dict) and "a" in value else value for key, value in case.items()}
 
 
 def model(dtype=torch.float32):
@@ -47,7 +45,7 @@ STEPS = [(), ("a.weight",), (), ("a.bias", "c")]
 
 @pytest.mark.parametrize("entry, case", CASES, ids=case_id)
 def test_adapter_is_the_functional_loop(entry, case):
-    tx = entry.make(**adapted_case(case))
+    tx = entry.make(**for_named_params(case))
     params = model()
     steps = [gradients(i, absent=absent) for i, absent in enumerate(STEPS)]
     expected, state = functional(tx, {name: param.detach() for name, param in params.items()}, steps)
