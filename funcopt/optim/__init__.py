@@ -6,8 +6,12 @@ from torch.optim import (
     swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state,
 )
 
+from funcopt.optim.adadelta import Adadelta as Adadelta
 from funcopt.optim.adagrad import Adagrad as Adagrad
 from funcopt.optim.adam import Adam as Adam, AdamW as AdamW
+from funcopt.optim.adamax import Adamax as Adamax
+from funcopt.optim.nadam import NAdam as NAdam
 from funcopt.optim.optimizer import Optimizer as Optimizer
+from funcopt.optim.radam import RAdam as RAdam
 from funcopt.optim.rmsprop import RMSprop as RMSprop
 from funcopt.optim.sgd import SGD as SGD

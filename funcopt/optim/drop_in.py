@@ -144,7 +144,7 @@ class DropIn(Optimizer):
 
         if self.definition.elementwise and all(map(_is_plain, rows[0])) and not torch.compiler.is_compiling():
             update_elementwise(rule, rows, in_parts=not self._compile)
-            return after
+            return after or updated(self.definition, hyper, scalars, rows[:1])[0]  # all rows are empty: count the step
         after, values = update(scalars, rows)
         for row, new in zip(rows, values):
             write(written(row), new)

@@ -12,12 +12,13 @@ from tests.catalogue.entry import (
 )
 from tests.catalogue.hyperparams import HYPERPARAMS, HYPERPARAMS_ELSEWHERE
 from tests.catalogue.masking import MASKING, MASKING_ELSEWHERE
+from tests.catalogue.moments import MOMENTS
 from tests.catalogue.monitors import MONITORS, MONITORS_ELSEWHERE
 from tests.catalogue.optimizers import OPTIMIZERS as OPTIMIZERS
 from tests.catalogue.schedules import SCHEDULES, WSD as WSD
 from tests.catalogue.transformations import TRANSFORMATIONS as TRANSFORMATIONS
 
-ENTRIES = (*OPTIMIZERS, *TRANSFORMATIONS, *MASKING, *HYPERPARAMS, *ACCUMULATION, *AVERAGING, *MONITORS)
+ENTRIES = (*OPTIMIZERS, *MOMENTS, *TRANSFORMATIONS, *MASKING, *HYPERPARAMS, *ACCUMULATION, *AVERAGING, *MONITORS)
 CASES = [(entry, case) for entry in ENTRIES for case in entry.cases]
 SCHEDULE_CASES = [(entry, case) for entry in SCHEDULES for case in entry.cases]
 
