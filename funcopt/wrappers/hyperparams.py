@@ -91,7 +91,7 @@ def inject_hyperparams(
             argument: _checked(name, argument, value)
             for argument, value in bound.arguments.items()
             if argument not in static
-            and _is_hyperparameter(value, admitted[argument], signature.parameters[argument].default)
+            and is_hyperparameter(value, admitted[argument], signature.parameters[argument].default)
         }
 
         def build(values: dict[str, Any]) -> GradientTransformation:
@@ -102,6 +102,7 @@ def inject_hyperparams(
 
     functools.update_wrapper(injected, inner_factory)
     injected.__name__ = name
+    injected.call = Call(inject_hyperparams, (inner_factory,), {"static_args": tuple(sorted(static))})  # type: ignore[attr-defined]
     return factory(injected)
 
 
@@ -174,7 +175,7 @@ def _like(old: Tensor, new: Any) -> Tensor:
     return value.to(old.dtype)
 
 
-def _is_hyperparameter(value: Any, kind: Kind, default: Any) -> bool:
+def is_hyperparameter(value: Any, kind: Kind, default: Any) -> bool:
     """The rule in the docstring of `inject_hyperparams`."""
     if isinstance(value, bool) or kind == "static":
         return False
@@ -249,6 +250,12 @@ def get_hyperparams(state: State) -> dict[str, Tensor]:
     """
     found = _find(state)
     return {_shortest_name(each, found): each.value for each in found}
+
+
+def settable_hyperparams(state: State) -> dict[str, Path]:
+    """Where in a state each hyperparameter is that `set_hyperparams` can set, by the key of `get_hyperparams`."""
+    found = _find(state)
+    return {_shortest_name(each, found): each.path for each in found if not each.scheduled}
 
 
 def _shortest_name(one: _Found, found: list[_Found]) -> str:

@@ -49,6 +49,11 @@ def train_params(state: State, evaluated: Params) -> Params:
     return _seen("train_params", views, evaluated)
 
 
+def has_view(state: State) -> bool:
+    """Whether a state tells parameters to evaluate with from those that are trained."""
+    return bool(_views(state))
+
+
 def _views(state: State, path: str = "") -> list[tuple[str, Any]]:
     """The outermost views in a state, each with its path."""
     if hasattr(type(state), "eval_params"):
