@@ -7,12 +7,17 @@ from torch.optim import (
 )
 
 from funcopt.optim.adadelta import Adadelta as Adadelta
+from funcopt.optim.adafactor import Adafactor as Adafactor
 from funcopt.optim.adagrad import Adagrad as Adagrad
 from funcopt.optim.adam import Adam as Adam, AdamW as AdamW
 from funcopt.optim.adamax import Adamax as Adamax
-from funcopt.optim.adapter import Optimizer as Optimizer
+from funcopt.optim.adapter import TransformationOptimizer as TransformationOptimizer
+from funcopt.optim.asgd import ASGD as ASGD
 from funcopt.optim.classes import as_optimizer as as_optimizer
+from funcopt.optim.muon import Muon as Muon
 from funcopt.optim.nadam import NAdam as NAdam
+from funcopt.optim.optimizer import Optimizer as Optimizer
 from funcopt.optim.radam import RAdam as RAdam
 from funcopt.optim.rmsprop import RMSprop as RMSprop
+from funcopt.optim.rprop import Rprop as Rprop
 from funcopt.optim.sgd import SGD as SGD

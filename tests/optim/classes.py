@@ -23,6 +23,20 @@ EXTRA: dict[str, list[dict[str, Any]]] = {
         {"momentum": 0.5, "nesterov": True},
     ],
     "RMSprop": [{"momentum": 0.9}, {"centered": True}, {"alpha": 0.5, "eps": 1e-2}],
+    "Rprop": [{"lr": 0.1, "etas": (0.3, 1.7), "step_sizes": (0.05, 0.2)}],
+    "ASGD": [
+        {"lr": 0.1, "lambd": 0.3, "alpha": 0.6, "t0": 1},
+        {"lr": 0.1, "t0": -2, "weight_decay": 0.1, "maximize": True},
+    ],
+    "Adafactor": [
+        {"lr": 0.5},
+        {"lr": 0.3, "eps": (0.5, 0.7), "d": 1.5, "weight_decay": 0.2},
+        {"eps": (1e-30, 1e-3), "beta2_decay": -0.5, "maximize": True},
+    ],
+    "Muon": [
+        {"lr": 0.1, "adjust_lr_fn": "match_rms_adamw", "nesterov": False},
+        {"momentum": 0.5, "adjust_lr_fn": "original", "weight_decay": 0.0},
+    ],
     "Adagrad": [{"lr_decay": 0.1, "maximize": True}],
     "Adadelta": [{"rho": 0.5, "eps": 1e-3}, {"rho": 1.0}, {"rho": 0.0, "weight_decay": 0.1}],
     "Adamax": [{"betas": (0.8, 0.5), "eps": 1e-2}, {"betas": (0, 0)}],

@@ -31,6 +31,9 @@ QUIRKS: dict[str, dict[str, Any]] = {
     "radam": {"descends": True},
     "adagrad": {"descends": True},
     "rmsprop": {"descends": True},
+    "rprop": {"descends": True},
+    "asgd": {**DECAYS, "descends": True},
+    "muon": DECAYS,
     "scale": {"linear": True, "orthogonal": True, "scale": "equivariant"},
     "scale_by_learning_rate": {"linear": True, "orthogonal": True, "scale": "equivariant"},
     "scale_by_schedule": {"linear": True, "orthogonal": True, "scale": "equivariant"},
@@ -72,6 +75,8 @@ def declared(entry: Entry, case: dict[str, Any]) -> Declared:
     quirks = QUIRKS.get(entry.name, {})
     if case.get("opaque"):
         facts["float32_tolerance"] = None  # it asks for gradients at points that the params' dtype has
+    if "weight_decay_rate" in case:
+        facts |= DECAYS
     if "state_dtype" in case:
         facts["zero_fixpoint"] = None  # params follow a rounded z
     if stored:
