@@ -13,6 +13,7 @@ from torch.optim.optimizer import required
 from funcopt import tree
 from funcopt.checks import check_choice
 from funcopt.optim import checkpoints
+from funcopt.optim.optimizer import Optimizer
 from funcopt.optim.pickling import from_portable, to_portable
 from funcopt.optim.readers import is_called_for_states
 from funcopt.optim.recipe import Recipe, fixed_recipe, recipe_of_transformation
@@ -28,8 +29,8 @@ ScopeName: TypeAlias = Literal["all", "group"]
 CompileOptions: TypeAlias = bool | Mapping[str, Any]
 
 
-class Optimizer(torch.optim.Optimizer):
-    """A functional transformation behind the interface of torch.optim.
+class TransformationOptimizer(Optimizer):
+    """A functional transformation behind the interface of torch.optim; `Optimizer(params, tx)` makes one.
 
     At each step it is called as `update` would be on the tree of all parameters, a dict by their names or a list if
     they have none; a parameter whose `grad` is None is a leaf that is absent. Parameters and states are written in
@@ -184,7 +185,6 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict) and "params" in param_group:
             params = param_group["params"]
             param_group["params"] = params if isinstance(params, (Tensor, set)) else list(params)
-            self._recipe.warn_of_misspelt(param_group)
             _check_distinct(type(self).__name__, param_group["params"], self.param_groups)
             self._complete(param_group)
         super().add_param_group(param_group)
@@ -262,7 +262,8 @@ class Optimizer(torch.optim.Optimizer):
 
         def take_states(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             groups = state_dict["param_groups"]
-            checkpoints.check_groups(type(self).__name__, groups, self.param_groups)
+            checkpoints.check_sizes(type(self).__name__, groups, self.param_groups)
+            self._check_names(groups)
             completed = checkpoints.completed_groups(groups, self.param_groups)
             for group in completed:
                 self._complete(group)
@@ -278,7 +279,7 @@ class Optimizer(torch.optim.Optimizer):
         taking = self.register_load_state_dict_pre_hook(take_states)
         putting = self.register_load_state_dict_post_hook(put_states, prepend=True)
         try:
-            super().load_state_dict(state_dict)
+            torch.optim.Optimizer.load_state_dict(self, state_dict)
         finally:
             taking.remove()
             putting.remove()
@@ -313,10 +314,13 @@ class Optimizer(torch.optim.Optimizer):
         return f"{kind}(\n    {self._recipe.name}{rest}" if type(self)._factory is None else f"{kind}({rest}"
 
 
+Optimizer._of_transformations = TransformationOptimizer
+
+
 def _check_is_transformation(tx: Any) -> None:
     if not isinstance(tx, GradientTransformation):
-        remedy = "as_optimizer makes a class of a factory" if callable(tx) else "subclass torch.optim.Optimizer"
-        raise TypeError(f"Optimizer: tx must be a GradientTransformation, got {tx!r}; {remedy}.")
+        remedy = "; as_optimizer makes a class of a factory" if callable(tx) else ""
+        raise TypeError(f"Optimizer: tx must be a GradientTransformation, got {tx!r}{remedy}.")
 
 
 def _check_distinct(name: str, params: Any, groups: list[Group]) -> None:
@@ -334,12 +338,12 @@ def _check_distinct(name: str, params: Any, groups: list[Group]) -> None:
         raise ValueError(f"{name}: two parameters have the name {twice!r}; names must differ.")
 
 
-def _evaluate(optimizer: Optimizer) -> None:
+def _evaluate(optimizer: TransformationOptimizer) -> None:
     """Put the values to evaluate with into the parameters, until `train()`."""
     if not optimizer._held:
         optimizer._evaluate()
 
 
-def _train(optimizer: Optimizer) -> None:
+def _train(optimizer: TransformationOptimizer) -> None:
     """Put the values to train with back, bit by bit."""
     switch_to_training(optimizer._held)

@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ KEYS_OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "swa_lr", "max_momentum"
 class Optimizer(torch.optim.Optimizer):
     """`torch.optim.Optimizer`, which it replaces, with these differences.
 
+    `Optimizer(params, tx)`, with a transformation in the place of defaults, makes a `TransformationOptimizer`.
+
     `load_state_dict` copies the state instead of sharing it with the checkpoint; it keeps the dtypes of counters and
     other scalars; and it refuses, before anything has changed, a checkpoint of parameters with other names or shapes.
     A group whose key looks like a misspelt hyperparameter gives a warning.
@@ -20,6 +22,12 @@ class Optimizer(torch.optim.Optimizer):
     Raises:
         ValueError: `load_state_dict`: a name or a shape differs from that of the parameter in its place.
     """
+
+    _of_transformations: ClassVar[type["Optimizer"] | None] = None  # the module that has the class fills it in
+
+    def __new__(cls, params: Any = None, tx: Any = None, *args: Any, **options: Any) -> "Optimizer":
+        given = cls is Optimizer and tx is not None and not isinstance(tx, dict)
+        return super().__new__(cls._of_transformations if given and cls._of_transformations else cls)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; see `torch.optim.Optimizer.add_param_group`."""

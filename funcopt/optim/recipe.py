@@ -4,10 +4,8 @@ A group speaks torch's names, since schedulers, loggers and checkpoints look for
 `learning_rate` of a factory, and `betas` the pair of its arguments `b1` and `b2`.
 """
 
-import difflib
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,9 +18,6 @@ from funcopt.paths import Path, children, replace
 from funcopt.transform import GradientTransformation, Params, State, Updates
 from funcopt.wrappers.annotations import admitted_kinds
 from funcopt.wrappers.hyperparams import is_hyperparameter, settable_hyperparams
-
-WRITTEN_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
-"""Entries that `torch.optim.lr_scheduler` and `torch.optim.swa_utils` add to groups."""
 
 
 class Recipe:
@@ -105,18 +100,6 @@ class Recipe:
         made = self.make(**{name: _NOTHING if value is required else value for name, value in arguments.items()})
         if not isinstance(made, GradientTransformation):
             raise TypeError(f"{self.name}: the factory must return a GradientTransformation, got {made!r}.")
-
-    def warn_of_misspelt(self, entries: Mapping[str, Any]) -> None:
-        """Warn of an entry whose name looks like a misspelt one; other names are the user's own."""
-        names = [*self.defaults, *(["learning_rate"] if self._renamed else []), *(["b1", "b2"] if self._paired else [])]
-        for name in entries.keys() - {*names, "params", "param_names", "differentiable", *WRITTEN_BY_SCHEDULERS}:
-            alike = difflib.get_close_matches(str(name), names, n=1, cutoff=0.8)
-            if alike:
-                warnings.warn(
-                    f"{self.name}: the entry {name!r} of a parameter group is no hyperparameter and has no effect; did "
-                    f"you mean {alike[0]!r}?",
-                    stacklevel=4,
-                )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recipe":
         return self  # nothing in it changes
