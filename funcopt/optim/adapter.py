@@ -1,7 +1,6 @@
 """Any functional transformation as a `torch.optim.Optimizer`."""
 
 import functools
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from funcopt.checks import check_choice
 from funcopt.optim import checkpoints
 from funcopt.optim.optimizer import Optimizer
 from funcopt.optim.pickling import from_portable, to_portable
+from funcopt.optim.readers import is_called_for_states
 from funcopt.optim.recipe import Recipe, fixed_recipe, recipe_of_transformation
 from funcopt.optim.runs import as_tree
 from funcopt.optim.states import Group, States
@@ -140,7 +140,7 @@ class TransformationOptimizer(Optimizer):
                 f"{type(self).__name__}: the parameters hold the values to evaluate with; "
                 "leave eval_params(), or call train(), before the step."
             )
-        if not self.state and not torch.compiler.is_compiling() and _is_called_for_states():
+        if not self.state and not torch.compiler.is_compiling() and is_called_for_states():
             self.init_state()
             return None
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
@@ -321,20 +321,6 @@ def _check_is_transformation(tx: Any) -> None:
     if not isinstance(tx, GradientTransformation):
         remedy = "; as_optimizer makes a class of a factory" if callable(tx) else ""
         raise TypeError(f"Optimizer: tx must be a GradientTransformation, got {tx!r}{remedy}.")
-
-
-def _is_called_for_states() -> bool:
-    """Whether this step is one that `torch.distributed.checkpoint` makes to see which states there are.
-
-    It makes one before the first, with zero gradients. Counted, or with weight decay, it would change the training, and
-    by its arguments alone it cannot be told from a real step.
-    """
-    frame: Any = inspect.currentframe()
-    for _ in range(8):
-        frame = frame and frame.f_back
-        if frame and frame.f_code.co_name == "_init_optim_state":
-            return str(frame.f_globals.get("__name__")).startswith("torch.distributed.checkpoint")
-    return False
 
 
 def _check_distinct(name: str, params: Any, groups: list[Group]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from funcopt.optim.in_place import Row, update_elementwise, write, written
 from funcopt.optim.optimizer import Optimizer
+from funcopt.optim.readers import rates_before
 from funcopt.optim.rule import Definition, Hyper, Scalars, Update, compiled, updated
 
 Class = TypeVar("Class", bound=type)
@@ -41,10 +42,21 @@ class DropIn(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self.state and not torch.compiler.is_compiling() and (rates := rates_before()) is not None:
+            self._init_state([{**group, "lr": rate} for group, rate in zip(self.param_groups, rates)])
+            return loss
         with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             for group in self.param_groups:
                 self._step_group(group)
         return loss
+
+    def init_state(self) -> None:
+        """Make the states that the first step would make, where they are missing, without a step.
+
+        Training goes on as if this had not been called, but for dampening: a momentum buffer that is there starts with
+        a damped gradient.
+        """
+        self._init_state(self.param_groups)
 
     def check_gradient(self, param: Tensor, group: Hyper) -> None:
         """Refuse what the rule cannot use, before anything has changed."""
@@ -75,6 +87,18 @@ class DropIn(Optimizer):
         accepted = inspect.signature(torch_class).parameters
         values = {key: value for key, value in {**self.defaults, **own}.items() if key in accepted}
         torch_class([torch.zeros(1, 1)], **values)
+
+    @torch.no_grad()
+    def _init_state(self, groups: Iterable[Hyper]) -> None:
+        for group in groups:
+            keys = self.definition.keys({key: _squeezed(group[key]) for key in self.defaults})
+            for param in group["params"]:
+                if param.requires_grad:
+                    given, param.grad = param.grad, torch.zeros_like(param) if param.grad is None else param.grad
+                    try:
+                        self._complete_state(param, group, keys)
+                    finally:
+                        param.grad = given
 
     def _step_group(self, group: Hyper) -> None:
         found_inf = getattr(self, "found_inf", None)

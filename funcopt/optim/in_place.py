@@ -76,7 +76,10 @@ def written(row: Sequence[Any]) -> list[Any]:
 def write(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy the values into the targets, where a rule has not done so itself."""
     pairs = [(target, value) for target, value in zip(targets, values) if target is not value]
-    if pairs:
+    if not all(type(target) in (Tensor, torch.nn.Parameter) for target, _ in pairs):
+        for target, value in pairs:  # sharded tensors know no foreach copy
+            target.copy_(value)
+    elif pairs:
         torch._foreach_copy_([target for target, _ in pairs], [value for _, value in pairs])
 
 
