@@ -20,6 +20,7 @@ LAYERS = (
     ("transforms", "linesearch"),
     ("rules",),
     ("compile", "differentiate", "distributed", "checkpoint", "optim"),
+    ("sweep",),
     ("testing",),
 )
 
