@@ -63,17 +63,17 @@ def sweep(
         if not callable(value):
             raise TypeError(f"sweep: {name} must be a function, got {name}={value!r}.")
     check_integer("sweep", 1, steps=steps, record_every=record_every)
-    compiled: dict[Any, Callable[..., SweepResult]] = {}
+    runs: dict[Any, Callable[..., tuple[Params, Tensor]]] = {}
 
     def train(params: Params, hyperparams: Mapping[str, Tensor], batches: tree.Tree = None) -> SweepResult:
         size = _check(params, hyperparams, batches, steps)
         arguments = (params, {name: values.contiguous() for name, values in hyperparams.items()}, batches)
         key = _signature(arguments)
         with torch.no_grad():
-            if key not in compiled:
+            if key not in runs:
                 settings = options if "backend" in options else {"options": _inductor_options(params, size), **options}
-                compiled[key] = compile(_training_run(make, loss, steps, arguments), **settings)
-            final, losses = compiled[key](*arguments)
+                runs[key] = _training_run(make, loss, steps, arguments, settings)
+            final, losses = runs[key](*arguments)
         return SweepResult(final, losses[:, ::record_every])
 
     return train
@@ -115,30 +115,41 @@ def _training_run(
     loss: Callable[..., Tensor],
     steps: int,
     arguments: tuple[Params, dict[str, Tensor], tree.Tree],
+    options: dict[str, Any],
 ) -> Callable[[Params, dict[str, Tensor], tree.Tree], tuple[Params, Tensor]]:
     """All steps of all configurations, as a pure function of params, hyperparams and batches."""
     size = len(next(iter(arguments[1].values())))
     unrolled = next(k for k in range(UNROLLED, 0, -1) if steps % k == 0)
     configuration = _configuration(make, loss, arguments)
     axes = _axes_that_vary(configuration, arguments, size)
-    step = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(axes, 0))
+    step = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(_out_dims(axes), 0))
 
-    def run(params: Params, hyperparams: dict[str, Tensor], batches: tree.Tree) -> tuple[Params, Tensor]:
+    def loop(
+        leaves: list[Tensor], hyperparams: dict[str, Tensor], blocks: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
         def body(leaves: list[Tensor], block: tuple[tree.Tree, Tensor]) -> tuple[list[Tensor], Tensor]:
             losses = []
             for i in range(unrolled):
                 batch = tree.map(lambda leaf, i=i: leaf[i], block)
                 leaves, value = step(hyperparams, leaves, batch)
+                leaves = _place(leaves, axes)
                 losses.append(value)
             return [_own(leaf) for leaf in leaves], torch.stack(losses)
 
-        start = vmap(configuration.start, in_dims=(0, None), out_dims=axes)(hyperparams, params)
-        # An index along the steps also where there are no batches: the loop takes its length from it.
-        index = torch.arange(steps, device=start[0].device)
-        blocks = tree.map(lambda leaf: leaf.unflatten(0, (-1, unrolled)), [index, *tree.leaves(batches)])
-        leaves, losses = _higher_order_ops.scan(body, [_own(leaf) for leaf in start], blocks)
+        leaves, losses = _higher_order_ops.scan(body, leaves, blocks)
+        return leaves, losses.reshape(steps, size).T
+
+    compiled = compile(loop, **options, donate_argnums=0)
+
+    def run(params: Params, hyperparams: dict[str, Tensor], batches: tree.Tree) -> tuple[Params, Tensor]:
+        # Outside of the graph: there, two buffers of zeros would be one, and the loop would overwrite and free it twice.
+        start = _place(vmap(configuration.start, in_dims=(0, None), out_dims=_out_dims(axes))(hyperparams, params), axes)
+        # Zeros along the steps also where there are no batches: the loop takes its length from them.
+        along = [torch.zeros(steps, device=start[0].device), *tree.leaves(batches)]
+        blocks = [leaf.unflatten(0, (-1, unrolled)).clone() for leaf in along]
+        leaves, losses = compiled([_own(leaf) for leaf in start], hyperparams, blocks)
         leaves = [_leading(leaf, axis, size) for leaf, axis in zip(leaves, axes)]
-        return tree.unflatten(leaves, configuration.structure)[0], losses.reshape(steps, size).T
+        return tree.unflatten(leaves, configuration.structure)[0], losses
 
     return run
 
@@ -188,7 +199,7 @@ def _axes_that_vary(
     axes = [None] * len(leaves)
     while (varying := [_axis(leaf) if size == 1 or leaf.stride(0) else None for leaf in leaves]) != axes:
         axes = [old if new is None else new for old, new in zip(axes, varying)]
-        start = vmap(configuration.start, in_dims=(0, None), out_dims=axes)(hyperparams, params)
+        start = _place(vmap(configuration.start, in_dims=(0, None), out_dims=_out_dims(axes))(hyperparams, params), axes)
         leaves = vmap(configuration.step, in_dims=(0, axes, None))(hyperparams, start, first)[0]
     return axes
 
@@ -196,6 +207,16 @@ def _axes_that_vary(
 def _axis(leaf: Tensor) -> int:
     """Scalars and vectors have the configurations last, along which kernels then run; matrices have them first."""
     return -1 if leaf.ndim <= 2 else 0
+
+
+def _out_dims(axes: list[int | None]) -> list[int | None]:
+    """0 for each axis: for an output that it did not batch, vmap in torch 2.13 reads a negative one out of bounds."""
+    return [None if axis is None else 0 for axis in axes]
+
+
+def _place(leaves: list[Tensor], axes: list[int | None]) -> list[Tensor]:
+    """The leaves as vmap gives them, with the configurations at their axes."""
+    return [leaf if axis is None else leaf.movedim(0, axis) for leaf, axis in zip(leaves, axes)]
 
 
 def _own(leaf: Tensor) -> Tensor:
