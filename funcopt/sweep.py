@@ -14,8 +14,6 @@ from funcopt.transform import GradientTransformation, Params, apply_updates
 
 SMALL = 2**16
 """Up to this many numbers a kernel takes less time than waking a second thread."""
-UNROLLED = 4
-"""Steps in the body of the loop: each more saves a tenth of the time or less, and costs seconds to compile."""
 
 
 class SweepResult(NamedTuple):
@@ -119,37 +117,28 @@ def _training_run(
 ) -> Callable[[Params, dict[str, Tensor], tree.Tree], tuple[Params, Tensor]]:
     """All steps of all configurations, as a pure function of params, hyperparams and batches."""
     size = len(next(iter(arguments[1].values())))
-    unrolled = next(k for k in range(UNROLLED, 0, -1) if steps % k == 0)
     configuration = _configuration(make, loss, arguments)
     axes = _axes_that_vary(configuration, arguments, size)
     step = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(_out_dims(axes), 0))
 
-    def loop(
-        leaves: list[Tensor], hyperparams: dict[str, Tensor], blocks: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
-        def body(leaves: list[Tensor], block: tuple[tree.Tree, Tensor]) -> tuple[list[Tensor], Tensor]:
-            losses = []
-            for i in range(unrolled):
-                batch = tree.map(lambda leaf, i=i: leaf[i], block)
-                leaves, value = step(hyperparams, leaves, batch)
-                leaves = _place(leaves, axes)
-                losses.append(value)
-            return [_own(leaf) for leaf in leaves], torch.stack(losses)
+    def loop(leaves: list[Tensor], hyperparams: dict[str, Tensor], along: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        def body(leaves: list[Tensor], batch: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+            leaves, value = step(hyperparams, leaves, batch)
+            return [_own(leaf) for leaf in _place(leaves, axes)], _own(value)
 
-        leaves, losses = _higher_order_ops.scan(body, leaves, blocks)
-        return leaves, losses.reshape(steps, size).T
+        leaves, losses = _higher_order_ops.scan(body, leaves, along)
+        return leaves, losses
 
-    compiled = compile(loop, **options, donate_argnums=0)
+    compiled = compile(loop, donate_argnums=0, **options)
 
     def run(params: Params, hyperparams: dict[str, Tensor], batches: tree.Tree) -> tuple[Params, Tensor]:
-        # Outside of the graph: there, two buffers of zeros would be one, and the loop would overwrite and free it twice.
-        start = _place(vmap(configuration.start, in_dims=(0, None), out_dims=_out_dims(axes))(hyperparams, params), axes)
+        # Outside of the graph: there, two buffers of zeros would be one.
+        start = _start(configuration, hyperparams, params, axes)
         # Zeros along the steps also where there are no batches: the loop takes its length from them.
         along = [torch.zeros(steps, device=start[0].device), *tree.leaves(batches)]
-        blocks = [leaf.unflatten(0, (-1, unrolled)).clone() for leaf in along]
-        leaves, losses = compiled([_own(leaf) for leaf in start], hyperparams, blocks)
+        leaves, losses = compiled(start, hyperparams, along)
         leaves = [_leading(leaf, axis, size) for leaf, axis in zip(leaves, axes)]
-        return tree.unflatten(leaves, configuration.structure)[0], losses
+        return tree.unflatten(leaves, configuration.structure)[0], losses.T
 
     return run
 
@@ -169,16 +158,15 @@ def _configuration(
 ) -> _Configuration:
     params, hyperparams, batches = arguments
     batch_structure = tree.flatten(batches)[1]
-    structure = tree.flatten((params, make(**{name: values[0] for name, values in hyperparams.items()}).init(params)))[1]
+    first = {name: values[0] for name, values in hyperparams.items()}
+    structure = tree.flatten((params, make(**first).init(params)))[1]
 
     def start(hyperparams: dict[str, Tensor], params: Params) -> list[Tensor]:
         return tree.flatten((params, make(**hyperparams).init(params)))[0]
 
-    def step(
-        hyperparams: dict[str, Tensor], leaves: list[Tensor], indexed: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
+    def step(hyperparams: dict[str, Tensor], leaves: list[Tensor], along: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         params, state = tree.unflatten(leaves, structure)
-        batch = () if batches is None else (tree.unflatten(indexed[1:], batch_structure),)
+        batch = () if batches is None else (tree.unflatten(along[1:], batch_structure),)
         grads, value = grad_and_value(loss)(params, *batch)
         updates, state = make(**hyperparams).update(grads, state, params, value=value, grad=grads)
         return tree.flatten((apply_updates(params, updates), state))[0], value
@@ -194,18 +182,29 @@ def _axes_that_vary(
     A step count, and what is computed from it, is shared. vmap tells: what it did not batch, it expands, with stride 0.
     """
     params, hyperparams, batches = arguments
-    first = [torch.zeros((), dtype=torch.int64), *(leaf[0] for leaf in tree.leaves(batches))]
+    first = [torch.zeros(()), *(leaf[0] for leaf in tree.leaves(batches))]
     leaves = vmap(configuration.start, in_dims=(0, None))(hyperparams, params)
-    axes = [None] * len(leaves)
-    while (varying := [_axis(leaf) if size == 1 or leaf.stride(0) else None for leaf in leaves]) != axes:
-        axes = [old if new is None else new for old, new in zip(axes, varying)]
-        start = _place(vmap(configuration.start, in_dims=(0, None), out_dims=_out_dims(axes))(hyperparams, params), axes)
+    axes = [_axis(leaf, size) for leaf in leaves]
+    while True:
+        start = _start(configuration, hyperparams, params, axes)
         leaves = vmap(configuration.step, in_dims=(0, axes, None))(hyperparams, start, first)[0]
-    return axes
+        after = [_axis(leaf, size) if axis is None else axis for axis, leaf in zip(axes, leaves)]
+        if after == axes:
+            return axes
+        axes = after
 
 
-def _axis(leaf: Tensor) -> int:
-    """Scalars and vectors have the configurations last, along which kernels then run; matrices have them first."""
+def _start(
+    configuration: _Configuration, hyperparams: dict[str, Tensor], params: Params, axes: list[int | None]
+) -> list[Tensor]:
+    leaves = vmap(configuration.start, in_dims=(0, None), out_dims=_out_dims(axes))(hyperparams, params)
+    return [_own(leaf) for leaf in _place(leaves, axes)]
+
+
+def _axis(leaf: Tensor, size: int) -> int | None:
+    """The axis for a leaf that vmap returned: last for scalars and vectors, whose kernels then run along it."""
+    if size > 1 and leaf.stride(0) == 0:
+        return None
     return -1 if leaf.ndim <= 2 else 0
 
 
