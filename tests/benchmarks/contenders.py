@@ -13,6 +13,7 @@ from tests.benchmarks.workloads import Problem
 
 Step = Callable[[], Any]
 RATE, DECAY, MAX_NORM = 1e-3, 1e-2, 1.0
+PACKED, GATHERED = "funcopt packed", "funcopt gathered"
 
 
 # ------------------------------------------------------------------------------------------------------ funcopt
@@ -190,8 +191,8 @@ def memory_limit(problem: Problem, rule: str) -> Step:
 
 
 CONTENDERS: dict[str, Callable[[Problem, str], Step | None]] = {
-    "funcopt packed": funcopt_packed,
-    "funcopt gathered": funcopt_gathered,
+    PACKED: funcopt_packed,
+    GATHERED: funcopt_gathered,
     "funcopt compiled": funcopt_compiled,
     "funcopt eager": funcopt_eager,
     "torch fused": torch_step(fused=True),
@@ -223,7 +224,7 @@ def takes_part(name: str, problem: Problem, rule: str, everything: bool = False)
         return "smaller workloads stay in the caches"
     if everything:
         return None
-    if name in ONLY_ADAMW and rule != "adamw" or name == "torch compiled" and rule not in ("adamw", "rmsprop"):
+    if (name in ONLY_ADAMW and rule != "adamw") or (name == "torch compiled" and rule not in ("adamw", "rmsprop")):
         return "in the race of adamw (--all)"
     if name in COMPILED_BY_LEAF and len(problem.params) > MANY_LEAVES:
         return f"{len(problem.params)} leaves may compile for minutes (--all)"
