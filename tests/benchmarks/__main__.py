@@ -44,9 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, help="how often each contender has its turn (9)")
     parser.add_argument("--seconds", type=float, help="length of a turn (0.1)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--all", action="store_true", help="with what compiles for minutes, and every rule for everyone"
-    )
+    parser.add_argument("--all", action="store_true", help="with what compiles for minutes, in all rules")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of JSON and picture")
     parser.add_argument("--output", type=Path, help="a page whose tables and picture are to be replaced")
     parser.add_argument("--results", type=Path, help="measure nothing; report the JSON file of another run")

@@ -26,7 +26,7 @@ def transformation(rule: str) -> fo.GradientTransformation:
         "adamw": lambda: fo.adamw(RATE, weight_decay=DECAY),
         "clip+adamw": lambda: fo.chain(fo.clip_by_global_norm(MAX_NORM), fo.adamw(RATE, weight_decay=DECAY)),
         "adagrad": lambda: fo.adagrad(RATE),
-        "rmsprop": lambda: fo.rmsprop(RATE, decay=0.99),
+        "rmsprop": lambda: fo.rmsprop(RATE, decay=0.99, eps_in_sqrt=False),
     }[rule]()
 
 
@@ -89,7 +89,7 @@ def torch_optimizer(rule: str, params: list[Tensor], **options: Any) -> torch.op
         "adam": lambda: torch.optim.Adam(params, RATE, **options),
         "adamw": lambda: torch.optim.AdamW(params, RATE, weight_decay=DECAY, **options),
         "clip+adamw": lambda: torch.optim.AdamW(params, RATE, weight_decay=DECAY, **options),
-        "adagrad": lambda: torch.optim.Adagrad(params, RATE, **options),
+        "adagrad": lambda: torch.optim.Adagrad(params, RATE, initial_accumulator_value=0.1, eps=1e-7, **options),
         "rmsprop": lambda: torch.optim.RMSprop(params, RATE, **options),
     }[rule]()
 
@@ -127,7 +127,7 @@ def optax_jitted(problem: Problem, rule: str) -> Step:
         "adamw": lambda: optax.adamw(RATE, weight_decay=DECAY),
         "clip+adamw": lambda: optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adamw(RATE, weight_decay=DECAY)),
         "adagrad": lambda: optax.adagrad(RATE),
-        "rmsprop": lambda: optax.rmsprop(RATE, decay=0.99),
+        "rmsprop": lambda: optax.rmsprop(RATE, decay=0.99, eps_in_sqrt=False),
     }[rule]()
     params, grads = ({name: jnp.asarray(leaf.numpy()) for name, leaf in part.items()} for part in problem.copies())
 
