@@ -189,7 +189,6 @@ def test_nothing_is_compiled_anew():
 
 @pytest.mark.slow
 def test_a_small_run(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     page = tmp_path / "page.md"
     page.write_text(f"{report.BEGIN}\n{report.END}\n")
     options = ["--quick", "--workloads", "leaves-3", "--parts", "races", "--turns", "2", "--seconds", "0.001"]
