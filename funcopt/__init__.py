@@ -35,6 +35,7 @@ from funcopt.pack import (
     unpack as unpack,
 )
 from funcopt.compile import compile as compile
+from funcopt.sweep import SweepResult as SweepResult, sweep as sweep
 
 # Schedules
 from funcopt.schedules.cyclic import (

@@ -1,6 +1,7 @@
 """Who takes part: each turns a problem and a rule into a function of no arguments that makes one step."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.benchmarks.workloads import Problem
 
 Step = Callable[[], Any]
 RATE, DECAY, MAX_NORM = 1e-3, 1e-2, 1.0
+PACKED, GATHERED = "funcopt packed", "funcopt gathered"
 
 
 # ------------------------------------------------------------------------------------------------------ funcopt
@@ -24,7 +26,7 @@ def transformation(rule: str) -> fo.GradientTransformation:
         "adamw": lambda: fo.adamw(RATE, weight_decay=DECAY),
         "clip+adamw": lambda: fo.chain(fo.clip_by_global_norm(MAX_NORM), fo.adamw(RATE, weight_decay=DECAY)),
         "adagrad": lambda: fo.adagrad(RATE),
-        "rmsprop": lambda: fo.rmsprop(RATE, decay=0.99),
+        "rmsprop": lambda: fo.rmsprop(RATE, decay=0.99, eps_in_sqrt=False),
     }[rule]()
 
 
@@ -87,7 +89,7 @@ def torch_optimizer(rule: str, params: list[Tensor], **options: Any) -> torch.op
         "adam": lambda: torch.optim.Adam(params, RATE, **options),
         "adamw": lambda: torch.optim.AdamW(params, RATE, weight_decay=DECAY, **options),
         "clip+adamw": lambda: torch.optim.AdamW(params, RATE, weight_decay=DECAY, **options),
-        "adagrad": lambda: torch.optim.Adagrad(params, RATE, **options),
+        "adagrad": lambda: torch.optim.Adagrad(params, RATE, initial_accumulator_value=0.1, eps=1e-7, **options),
         "rmsprop": lambda: torch.optim.RMSprop(params, RATE, **options),
     }[rule]()
 
@@ -125,7 +127,7 @@ def optax_jitted(problem: Problem, rule: str) -> Step:
         "adamw": lambda: optax.adamw(RATE, weight_decay=DECAY),
         "clip+adamw": lambda: optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adamw(RATE, weight_decay=DECAY)),
         "adagrad": lambda: optax.adagrad(RATE),
-        "rmsprop": lambda: optax.rmsprop(RATE, decay=0.99),
+        "rmsprop": lambda: optax.rmsprop(RATE, decay=0.99, eps_in_sqrt=False),
     }[rule]()
     params, grads = ({name: jnp.asarray(leaf.numpy()) for name, leaf in part.items()} for part in problem.copies())
 
@@ -168,19 +170,29 @@ def heavyball_step(problem: Problem, rule: str) -> Step | None:
         return None
     values, grads = problem.copies()
     params = [torch.nn.Parameter(value) for value in values.values()]
-    optimizer = heavyball.ForeachAdamW(params, lr=RATE, weight_decay=DECAY)
+    optimizer = heavyball.AdamW(params, lr=RATE, betas=(0.9, 0.999), weight_decay=DECAY)
 
     def once() -> None:
         for param, grad in zip(params, grads.values()):
-            param.grad = grad
+            param.grad = grad.clone()  # it may write into the gradient, and takes it away
         optimizer.step()
 
     return once
 
 
+STREAMS = {"sgd": 5, "adam": 7, "adamw": 7, "clip+adamw": 8, "adagrad": 5, "rmsprop": 5}
+"""How often each number must be moved: p, g and the state read, p and the state written; g twice to clip."""
+
+
+def memory_limit(problem: Problem, rule: str) -> Step:
+    """No contender: a sum of two vectors that moves as many bytes as the rule must."""
+    a, b, c = (torch.ones(STREAMS[rule] * problem.size // 3) for _ in range(3))
+    return lambda: torch.add(a, b, out=c)
+
+
 CONTENDERS: dict[str, Callable[[Problem, str], Step | None]] = {
-    "funcopt packed": funcopt_packed,
-    "funcopt gathered": funcopt_gathered,
+    PACKED: funcopt_packed,
+    GATHERED: funcopt_gathered,
     "funcopt compiled": funcopt_compiled,
     "funcopt eager": funcopt_eager,
     "torch fused": torch_step(fused=True),
@@ -190,15 +202,43 @@ CONTENDERS: dict[str, Callable[[Problem, str], Step | None]] = {
     "optax jitted": optax_jitted,
     "TorchOpt": torchopt_eager,
     "HeavyBall": heavyball_step,
+    "memory limit": memory_limit,
 }
 NEEDS = {"optax jitted": "optax", "TorchOpt": "torchopt", "HeavyBall": "heavyball"}
 FUSED = ("sgd", "adam", "adamw", "clip+adamw", "adagrad")
 """The rules for which torch.optim has a fused kernel on the CPU."""
+ONLY_ADAMW = ("funcopt compiled", "funcopt eager", "TorchOpt", "HeavyBall")
+"""Raced with one rule only, unless all is wanted: that of the targets."""
+COMPILED_BY_LEAF = ("funcopt compiled", "torch compiled")
+MANY_LEAVES = 60
 
 
-def takes_part(name: str, rule: str) -> str | None:
+def takes_part(name: str, problem: Problem, rule: str, everything: bool = False) -> str | None:
     """Why a contender does not take part, or None."""
     package = NEEDS.get(name)
     if package and importlib.util.find_spec(package) is None:
-        return f"{package} is not installed"
-    return f"torch has no fused {rule}" if name == "torch fused" and rule not in FUSED else None
+        return f"{package} is not installed (pip install -e '.[bench-{package}]')"
+    if name == "torch fused" and rule not in FUSED:
+        return f"torch has no fused {rule}"
+    if name == "memory limit" and problem.name != "big":
+        return "smaller workloads stay in the caches"
+    if everything:
+        return None
+    if (name in ONLY_ADAMW and rule != "adamw") or (name == "torch compiled" and rule not in ("adamw", "rmsprop")):
+        return "in the race of adamw (--all)"
+    if name in COMPILED_BY_LEAF and len(problem.params) > MANY_LEAVES:
+        return f"{len(problem.params)} leaves may compile for minutes (--all)"
+    return None
+
+
+def steps_for(names: list[str], problem: Problem, rule: str, everything: bool) -> dict[str, Step]:
+    """The steps of all who take part; who does not is told on the terminal."""
+    steps = {}
+    for name in names:
+        reason = takes_part(name, problem, rule, everything)
+        step = None if reason else CONTENDERS[name](problem, rule)
+        if step is None:
+            print(f"  without {name}: {reason or 'it does not have this rule'}", file=sys.stderr)
+        else:
+            steps[name] = step
+    return steps

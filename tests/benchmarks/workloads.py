@@ -59,6 +59,11 @@ class Problem:
         return params, grads
 
 
+def is_workload(name: str) -> bool:
+    number = name.removeprefix("leaves-")
+    return name in WORKLOADS or (number != name and number.isdecimal() and int(number) > 0)
+
+
 def make(name: str) -> Problem:
     """The workload of that name; `leaves-N` has N leaves of 64 x 64."""
     shapes = leaves(int(name.removeprefix("leaves-"))) if name.startswith("leaves-") else WORKLOADS[name]()

@@ -21,7 +21,7 @@ LAYERS = (
     ("transforms", "linesearch"),
     ("rules",),
     ("compile", "differentiate", "distributed", "checkpoint"),
-    ("optim",),
+    ("optim", "sweep"),
     ("testing",),
 )
 
