@@ -133,11 +133,13 @@ class DropIn(Optimizer):
     def _cohorts(self, active: Iterable[Tensor], fresh: Collection[Tensor]) -> Iterable[list[Tensor]]:
         """Parts of the active parameters that one update can serve: alike in dtypes, device and 0-d states."""
         cohorts: dict[Any, list[Tensor]] = {}
+        readable = not torch.compiler.is_compiling()
         for param in active:
             grad, state = param.grad, self.state.get(param, {})
             assert grad is not None
-            numbers = [_number(state[key]) for key in self.definition.scalars if key in state]
             kind = (param.dtype, grad.dtype, grad.is_sparse, param.device, _is_plain(param), param in fresh)
+            scalars = [state[key] for key in self.definition.scalars if key in state]
+            numbers = [s.item() if readable and type(s) is Tensor and s.is_cpu else id(s) for s in scalars]
             cohorts.setdefault((*kind, *numbers), []).append(param)
         return cohorts.values()
 
@@ -150,9 +152,12 @@ class DropIn(Optimizer):
             after = self._write_differentiably(hyper, scalars, rows, keys)
         else:
             after = self._write(hyper, scalars, [real(row) for row in rows])
-        for state in states:
-            for key, value in after.items():
-                state[key].copy_(value)
+        for key, value in after.items():
+            if value.requires_grad:
+                for state in states:
+                    state[key].copy_(value)
+            else:
+                write([state[key] for state in states], [value] * len(states))
 
     def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row]) -> Scalars:
         """Write the new values into the rows, and return those of the scalars."""
@@ -224,8 +229,3 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _is_on_host(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _number(scalar: Tensor) -> Any:
-    """What two parameters must have in common: the value where it is on the host, else the tensor itself."""
-    return scalar.detach().item() if _is_on_host(scalar) else id(scalar)

@@ -57,7 +57,26 @@ class Definition:
 
     def keys(self, hyper: Hyper) -> list[str]:
         """The keys of the state that the rule needs, in the order of its leaves."""
-        return tree.leaves(self.rule(hyper).state)
+        return _made(self, hyper)[1]
+
+
+def _made(definition: Definition, hyper: Hyper) -> tuple[GradientTransformation, list[str], Any]:
+    """The direction, and the leaves and the structure of its state; kept where all hyperparameters are numbers."""
+    if torch.compiler.is_compiling() or any(map(_has_tensor, hyper.values())):
+        return _make(definition, tuple(hyper.items()))
+    return _make_once(definition, tuple(hyper.items()))
+
+
+def _make(definition: Definition, hyper: tuple[tuple[str, Any], ...]) -> tuple[GradientTransformation, list[str], Any]:
+    rule = definition.rule(dict(hyper))
+    return (rule.direction, *tree.flatten(rule.state))
+
+
+_make_once = functools.lru_cache(maxsize=256)(_make)
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(map(_has_tensor, value)) if isinstance(value, (tuple, list)) else isinstance(value, Tensor)
 
 
 def updated(
@@ -70,24 +89,23 @@ def updated(
 
     With `found_inf` (from a gradient scaler) set to 1 all stays as it is. Computed in at least float32.
     """
-    rule = definition.rule(hyper)
+    direction, leaves, structure = _made(definition, hyper)
     params, grads, *columns = map(list, zip(*rows))
     wide = [param.to(compute_dtype(param.dtype)) for param in params]
     grads = _prepared(definition, hyper, grads, wide)
     count = scalars["step"].to(torch.int32) if "step" in scalars else torch.zeros((), dtype=torch.int32)
 
     before = {**scalars, "step": count}
-    leaves, structure = tree.flatten(rule.state)
     given = iter(columns)
     state = tree.unflatten([before[key] if key in before else next(given) for key in leaves], structure)
-    directions, state = rule.direction.update(grads, state, wide)
+    directions, state = direction.update(grads, state, wide)
     after = dict(zip(leaves, tree.leaves_up_to(structure, state)))
 
     rate = definition.learning_rate(hyper, count)
     shrink = _decay(definition, hyper, decoupled=True)
     if shrink is not None:
         wide = [param * (1 - hyper["lr"] * shrink) for param in wide]
-    moved = [add_scaled(param, -rate, direction) for param, direction in zip(wide, directions)]
+    moved = [add_scaled(param, -rate, step) for param, step in zip(wide, directions)]
     values = zip(moved, *(after[key] for key in leaves if key not in before))
     new_rows = [_settled(hyper, written(row), list(new)) for row, new in zip(rows, values)]
     after.setdefault("step", count + 1)
