@@ -125,7 +125,7 @@ class DropIn(Optimizer):
         if hyper.get("differentiable"):
             after = self._write_differentiably(hyper, scalars, rows, keys)
         else:
-            after = self._write(hyper, scalars, [_real(row) for row in rows])
+            after = self._write(hyper, scalars, [real(row) for row in rows])
         for state in states:
             for key, value in after.items():
                 state[key].copy_(value)
@@ -144,7 +144,7 @@ class DropIn(Optimizer):
 
         if self.definition.elementwise and all(map(_is_plain, rows[0])) and not torch.compiler.is_compiling():
             update_elementwise(rule, rows, in_parts=not self._compile)
-            return after
+            return after or updated(self.definition, hyper, scalars, rows[:1])[0]  # a step of no numbers counts
         after, values = update(scalars, rows)
         for row, new in zip(rows, values):
             write(written(row), new)
@@ -156,7 +156,7 @@ class DropIn(Optimizer):
         """Like `_write`, recorded by autograd: states are replaced, since their old values may be needed."""
         before = [[row[0].clone(), *row[1:]] for row in rows]
         scalars = {key: value.clone() for key, value in scalars.items()}  # which are overwritten
-        after, values = updated(self.definition, hyper, scalars, [_real(row) for row in before])
+        after, values = updated(self.definition, hyper, scalars, [real(row) for row in before])
         for row, new in zip(rows, values):
             new = [torch.view_as_complex(value) for value in new] if row[0].is_complex() else new
             row[0].copy_(new[0])
@@ -188,8 +188,10 @@ def _squeezed(value: Any) -> Any:
     return value.squeeze() if isinstance(value, Tensor) and value.ndim else value
 
 
-def _real(row: Row) -> Row:
-    return [torch.view_as_real(tensor) for tensor in row] if row[0].is_complex() else row
+def real(row: Row) -> Row:
+    """The row with complex tensors seen as pairs of reals, which is how torch.optim treats them."""
+    sparse = row[1].is_sparse
+    return [torch.view_as_real(tensor) for tensor in row] if row[0].is_complex() and not sparse else row
 
 
 def _is_plain(tensor: Tensor) -> bool:

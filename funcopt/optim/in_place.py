@@ -78,3 +78,18 @@ def write(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     pairs = [(target, value) for target, value in zip(targets, values) if target is not value]
     if pairs:
         torch._foreach_copy_([target for target, _ in pairs], [value for _, value in pairs])
+
+
+def stored_numbers(row: Row) -> list[Tensor]:
+    """Of a row whose gradient is sparse, the numbers at the places that the gradient stores, each place once."""
+    param, grad, *states = row
+    grad = grad.coalesce()
+    places = tuple(grad.indices())
+    return [param[places], grad.values(), *(state[places] for state in states)]
+
+
+def write_stored_numbers(row: Row, stored: Sequence[Tensor]) -> None:
+    """Write what a rule has made of `stored_numbers` to their places."""
+    places = tuple(row[1].coalesce().indices())
+    for target, value in zip(written(row), written(stored)):
+        target[places] = value

@@ -13,6 +13,7 @@ from tests.catalogue.entry import (
 from tests.catalogue.hyperparams import HYPERPARAMS, HYPERPARAMS_ELSEWHERE
 from tests.catalogue.later_optimizers import LATER_OPTIMIZERS, LATER_OPTIMIZERS_ELSEWHERE, THEIR_TRANSFORMATIONS
 from tests.catalogue.masking import MASKING, MASKING_ELSEWHERE
+from tests.catalogue.moments import MOMENTS
 from tests.catalogue.monitors import MONITORS, MONITORS_ELSEWHERE
 from tests.catalogue.optimizers import OPTIMIZERS as OPTIMIZERS
 from tests.catalogue.schedules import SCHEDULES, WSD as WSD
@@ -20,6 +21,7 @@ from tests.catalogue.transformations import TRANSFORMATIONS as TRANSFORMATIONS
 
 ENTRIES = (
     *OPTIMIZERS,
+    *MOMENTS,
     *LATER_OPTIMIZERS,
     *TRANSFORMATIONS,
     *THEIR_TRANSFORMATIONS,

@@ -47,6 +47,16 @@ def test_without_gradients_nothing_happens(case: Case) -> None:
     assert {key: list(value) for key, value in optimizer.state.items()} == state
 
 
+@pytest.mark.parametrize("compile", [False, {"backend": "aot_eager"}], ids=["eager", "compiled"])
+def test_steps_of_no_numbers_count(compile: bool | dict) -> None:
+    param = torch.nn.Parameter(torch.ones(0, 3))
+    optimizer = funcopt.optim.Adam([param], compile=compile)
+    for _ in range(2):
+        param.grad = torch.zeros(0, 3)
+        optimizer.step()
+    assert optimizer.state[param]["step"] == 2
+
+
 @every_class
 def test_hooks_run_in_torchs_order(case: Case) -> None:
     params = parameters(case.name)

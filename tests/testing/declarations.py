@@ -16,6 +16,8 @@ NOISE = {"zero_fixpoint": None, "odd": False, "complex": False, "float32_toleran
 QUIRKS: dict[str, dict[str, Any]] = {
     "adamw": DECAYS,
     "nadamw": DECAYS,
+    "adamaxw": DECAYS,
+    "adadelta": DECAYS,
     "add_decayed_weights": DECAYS,
     "add_noise": NOISE,
     "keep_params_nonnegative": {"zero_fixpoint": None, "odd": False, "idempotent": True},
@@ -24,6 +26,9 @@ QUIRKS: dict[str, dict[str, Any]] = {
     "adam": {"descends": True},
     "nadam": {"descends": True},
     "amsgrad": {"descends": True},
+    "adamax": {"descends": True},
+    "dozat_nadam": {"descends": True},
+    "radam": {"descends": True},
     "adagrad": {"descends": True},
     "rmsprop": {"descends": True},
     "rprop": {"descends": True},
