@@ -142,10 +142,8 @@ def _compiled(
 ) -> Any:
     def run(numbers: Hyper, scalars: Scalars, rows: Sequence[Row]) -> tuple[Scalars, list[list[Tensor]]]:
         after, values = updated(definition, {**dict(constant), **numbers}, scalars, rows)
-        for row, new in zip(rows, values):
-            for target, value in zip(written(row), new):
-                target.copy_(value)
-        return after, [written(row) for row in rows]
+        # What copy_ returns is returned: torch 2.13 drops a copy_ into a 0-d float64 tensor whose result is not used.
+        return after, [[t.copy_(value) for t, value in zip(written(row), new)] for row, new in zip(rows, values)]
 
     options_ = {"fullgraph": True, "dynamic": definition.elementwise, "isolate_recompiles": True, **dict(options)}
     return torch.compile(run, **options_)
