@@ -145,7 +145,9 @@ def test_equal_groups_are_one_run_until_they_differ():
     assert "step" not in optimizer.state[net[2].weight]
     optimizer.param_groups[1]["lr"] = 0.2
     train(net, optimizer, steps=1)
-    assert optimizer.state[net[2].weight]["step"] == optimizer.state[net[0].weight]["step"] == 4
+    steps = [optimizer.state[layer.weight]["step"] for layer in (net[0], net[2])]
+    assert steps[0] == steps[1] == 4
+    assert steps[0].data_ptr() != steps[1].data_ptr()
     optimizer.param_groups[1]["lr"] = 0.1
     train(net, optimizer, steps=1)
     assert optimizer.state[net[2].weight]["step"] == 5
