@@ -430,6 +430,48 @@ def test_swapped_in_parameters_and_states():
     assert optimizer.state[net[0].weight]["step"] == 3
 
 
+def test_wrappers_that_take_the_class_but_not_the_attributes():
+    """As Lightning's, whose methods come from the class of the optimizer and whose attributes from the optimizer."""
+    net = network()
+    optimizer = as_optimizer(fo.schedule_free_sgd)(net.parameters(), lr=0.1)
+
+    class Wrapper:
+        def __init__(self, wrapped):
+            self.wrapped = wrapped
+
+        def __getattr__(self, name):
+            return getattr(self.wrapped, name)
+
+        def step(self, closure=None):
+            return self.wrapped.step(closure=closure)
+
+    wrapper = object.__new__(type("Wrapped", (Wrapper, type(optimizer)), {}))
+    Wrapper.__init__(wrapper, optimizer)
+    train(net, wrapper)
+    trained = numbers(net)
+    assert wrapper.state_dict()["state"].keys() == {0, 1, 2, 3}
+    assert wrapper.functional_state().step_count == 3
+    with wrapper.eval_params():
+        assert not torch.equal(net[0].weight, trained[0])
+    wrapper.eval()
+    wrapper.train()
+    assert_identical(numbers(net), trained)
+
+
+@pytest.mark.slow
+def test_torch_compile_of_the_step():
+    net, plain = network(), network()
+    optimizers = [AdamW(each.parameters(), lr=0.1) for each in (net, plain)]
+    step = torch.compile(optimizers[0].step, backend="eager")
+    for value in (1.0, 2.0, 3.0):
+        for each in (net, plain):
+            for param in each.parameters():
+                param.grad = torch.full_like(param, value)
+        step()
+        optimizers[1].step()
+    assert_identical(numbers(net), numbers(plain))
+
+
 def test_differentiable_through_steps():
     rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
 
