@@ -49,7 +49,8 @@ class TransformationOptimizer(Optimizer):
             compile nothing again; another set of parameters without a gradient does so once.
         differentiable: record the step for autograd; parameters may then be no leaves.
 
-    `step(closure, **extra)` passes extra arguments to `update`, and the loss of the closure as `value`.
+    `step(closure, **extra)` passes extra arguments to `update`, and the loss of the closure as `value`. Where groups
+    differ in hyperparameters, there is a call of `update` for each, of which its group takes its part.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> tx = chain(clip_by_global_norm(1.0), inject_hyperparams(adamw)(learning_rate=0.1))
@@ -164,7 +165,7 @@ class TransformationOptimizer(Optimizer):
                 self._stepper.prepare(self._how(), groups, self.state)
 
     def functional_state(self, group: int = 0) -> State:
-        """The state as `update` gets it, for the parameters of a group; for `metrics`, say. Do not write to it."""
+        """The state as `update` gets it, for the parameters of a group; for `metrics`, say. It shares its tensors."""
         scope = self.param_groups if self._options["scope"] == "all" else [self.param_groups[group]]
         members = {*self.param_groups[group]["params"]}
         with torch.no_grad():
@@ -229,11 +230,13 @@ class TransformationOptimizer(Optimizer):
     def _evaluate(self) -> None:
         if not self._has_view or not self.state:
             return
+        evaluated: dict[Tensor, Tensor] = {}
         for scope in self._scopes():
             for view in self._stepper.views(self._how(), scope, self.state):
                 structure = tree.flatten(view.params)[1]
-                evaluated = tree.leaves_up_to(structure, eval_params(view.state, view.params))
-                switch_to_evaluation(self._held, {param: evaluated[i] for i, param in view.moves.items()})
+                leaves = tree.leaves_up_to(structure, eval_params(view.state, view.params))
+                evaluated.update({param: leaves[index] for index, param in view.moves.items()})
+        switch_to_evaluation(self._held, evaluated)
 
     def __getattr__(self, name: str) -> Any:
         # Only optimizers that tell evaluation from training have these: Accelerate calls them where they are.

@@ -4,7 +4,6 @@ A group speaks torch's names, since schedulers, loggers and checkpoints look for
 `learning_rate` of a factory, and `betas` the pair of its arguments `b1` and `b2`.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -151,7 +150,9 @@ def recipe_of_transformation(name: str, transformation: GradientTransformation, 
 def _recipe_at(
     name: str, transformation: GradientTransformation, paths: dict[str, Path], values: dict[str, float]
 ) -> Recipe:
-    make = functools.partial(_with_values, transformation, paths)
+    def make(**values: Any) -> GradientTransformation:
+        return _with_values(transformation, paths, values)
+
     return Recipe(name, make, values, lambda key, value: True, (_recipe_at, name, transformation, paths, values))
 
 
@@ -163,7 +164,7 @@ def _shortest_number(value: Tensor) -> float:
 
 
 def _with_values(
-    transformation: GradientTransformation, paths: Mapping[str, Path], **values: Any
+    transformation: GradientTransformation, paths: Mapping[str, Path], values: Mapping[str, Any]
 ) -> GradientTransformation:
     """`transformation` with other values of the hyperparameters that are at `paths` in its state."""
     if not paths:

@@ -1,6 +1,5 @@
 """The imperative step: it hands parameters, gradients and states to the pure one, and writes what comes back."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -114,8 +113,9 @@ class Stepper:
         key = (key, tuple(tuple(row) for row in floats))
         vector = self._vector(how, key, (inputs[0] or inputs[2])[0].device, floats, arguments)
         if key not in self._compiled:
-            pure = functools.partial(advance_from_vector, plan, key[1])
-            self._compiled[key] = compile(pure, donate_argnums=(0, 1), **(how.compile_options or {}))
+            self._compiled[key] = compile(
+                advance_from_vector(plan, key[1]), donate_argnums=(0, 1), **(how.compile_options or {})
+            )
         self._compiled[key](*inputs, vector, others)
 
     def _vector(

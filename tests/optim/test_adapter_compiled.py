@@ -98,6 +98,7 @@ def test_schedulers_wrap_the_compiled_step_and_momentum_is_cycled():
     assert_close([p.detach() for p in made[1][0]], [p.detach() for p in made[0][0]], 1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoints_go_from_compiled_to_eager_and_back():
     graphs = Graphs()
     (eager_params, eager), (params, compiled) = made = pair(MAKERS["adamw"], graphs)

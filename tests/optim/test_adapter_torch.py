@@ -145,7 +145,9 @@ def test_equal_groups_are_one_run_until_they_differ():
     assert "step" not in optimizer.state[net[2].weight]
     optimizer.param_groups[1]["lr"] = 0.2
     train(net, optimizer, steps=1)
-    assert optimizer.state[net[2].weight]["step"] == optimizer.state[net[0].weight]["step"] == 4
+    steps = [optimizer.state[layer.weight]["step"] for layer in (net[0], net[2])]
+    assert steps[0] == steps[1] == 4
+    assert steps[0].data_ptr() != steps[1].data_ptr()
     optimizer.param_groups[1]["lr"] = 0.1
     train(net, optimizer, steps=1)
     assert optimizer.state[net[2].weight]["step"] == 5
@@ -426,6 +428,48 @@ def test_swapped_in_parameters_and_states():
     assert_identical([p.detach() for p in params.values()], numbers(expected[0]))
     assert saved["state"][0]["step"] == 4
     assert optimizer.state[net[0].weight]["step"] == 3
+
+
+def test_wrappers_that_take_the_class_but_not_the_attributes():
+    """As Lightning's, whose methods come from the class of the optimizer and whose attributes from the optimizer."""
+    net = network()
+    optimizer = as_optimizer(fo.schedule_free_sgd)(net.parameters(), lr=0.1)
+
+    class Wrapper:
+        def __init__(self, wrapped):
+            self.wrapped = wrapped
+
+        def __getattr__(self, name):
+            return getattr(self.wrapped, name)
+
+        def step(self, closure=None):
+            return self.wrapped.step(closure=closure)
+
+    wrapper = object.__new__(type("Wrapped", (Wrapper, type(optimizer)), {}))
+    Wrapper.__init__(wrapper, optimizer)
+    train(net, wrapper)
+    trained = numbers(net)
+    assert wrapper.state_dict()["state"].keys() == {0, 1, 2, 3}
+    assert wrapper.functional_state().step_count == 3
+    with wrapper.eval_params():
+        assert not torch.equal(net[0].weight, trained[0])
+    wrapper.eval()
+    wrapper.train()
+    assert_identical(numbers(net), trained)
+
+
+@pytest.mark.slow
+def test_torch_compile_of_the_step():
+    net, plain = network(), network()
+    optimizers = [AdamW(each.parameters(), lr=0.1) for each in (net, plain)]
+    step = torch.compile(optimizers[0].step, backend="eager")
+    for value in (1.0, 2.0, 3.0):
+        for each in (net, plain):
+            for param in each.parameters():
+                param.grad = torch.full_like(param, value)
+        step()
+        optimizers[1].step()
+    assert_identical(numbers(net), numbers(plain))
 
 
 def test_differentiable_through_steps():
