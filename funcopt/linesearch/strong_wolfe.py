@@ -142,7 +142,7 @@ def _trial_inside(state: Search) -> tuple[Tensor, Tensor]:
 def cubic_minimum(a: Point, b: Point, low: Tensor, high: Tensor) -> Tensor:
     """The step between `low` and `high` where the cubic through both points, with their slopes, has its minimum.
 
-    The middle where it has none (Nocedal & Wright, equation 3.59).
+    The middle where it has none (Nocedal & Wright, equation 3.59), or a value is infinite, for which torch's is NaN.
     """
     a, b = tree.where(a.step <= b.step, (a, b), (b, a))
     mean = a.slope + b.slope - 3 * (a.value - b.value) / (a.step - b.step)
@@ -150,4 +150,4 @@ def cubic_minimum(a: Point, b: Point, low: Tensor, high: Tensor) -> Tensor:
     root = square.clamp(min=0).sqrt()
     minimum = b.step - (b.step - a.step) * ((b.slope + root - mean) / (b.slope - a.slope + 2 * root))
     inside = torch.minimum(torch.maximum(minimum, low), high)
-    return torch.where(square >= 0, inside, (low + high) / 2)
+    return torch.where((square >= 0) & ~inside.isnan(), inside, (low + high) / 2)

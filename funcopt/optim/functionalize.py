@@ -71,9 +71,10 @@ def functionalize(optimizer_class: type[torch.optim.Optimizer], **hyperparameter
         params = require_params(params, "functionalize")
         leaves, structure = tree.flatten(params)
         grads = tree.leaves_up_to(structure, updates)
-        rows = [tree.clone(row) for row in _by_leaf(state, structure)]
-        moved: list[Any] = [None] * len(leaves)
+        rows = _by_leaf(state, structure)
         seen = [i for i, (leaf, grad) in enumerate(zip(leaves, grads)) if leaf is not None and grad is not None]
+        moved: list[Any] = [None] * len(leaves)
+        rows = [row if i in seen else tree.clone(row) for i, row in enumerate(rows)]
         if seen:
             columns = [[column[i] for i in seen] for column in (leaves, grads, rows)]
             for i, update, row in zip(seen, *_step_or_first(recipe, *columns)):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.func import vmap
+from torch.optim.lbfgs import _strong_wolfe
 
 from funcopt.linesearch.strong_wolfe import Point, advance_search, begin_search, cubic_minimum, found_point
 
@@ -43,6 +44,62 @@ def test_the_conditions_hold(name, trial):
     assert found.slope.abs() <= 0.9 * start.slope.abs()
     assert evaluations <= 26
     torch.testing.assert_close(found, point_at(FUNCTIONS[name], found.step))
+
+
+def drawn(seed):
+    """A function with hills; every third is rounded, so that values tie, every fourth infinite beyond a point."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b, c, d = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+
+    def function(t):
+        value = (t - 4 * a) ** 2 * b + (0.2 + 2 * c) * torch.sin((1 + 9 * d) * t) - 2 * t
+        value = value + (10 * value - (10 * value).detach() + (10 * value).detach().round() - 10 * value) / 10 * (
+            seed % 3 == 0
+        )
+        return torch.where(t > 2 + 3 * b, math.inf, value) if seed % 4 == 0 else value
+
+    trial = 10 ** (3 * torch.rand((), generator=generator).item() - 1.5)
+    return function, trial, int(torch.randint(1, 12, (), generator=generator))
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_it_searches_as_torch(block):
+    """The same trials and the same result, where rounding, ties, infinities and the end of the trials have a say."""
+    for seed in range(100 * block, 100 * block + 100):
+        function, trial, max_trials = drawn(seed)
+        trials = []
+
+        def objective(x, t, d, function=function, trials=trials):
+            trials.append(float(t))
+            point = point_at(function, scalar(float(t)))
+            return float(point.value), point.gradient
+
+        start = point_at(function, scalar(0.0))
+        if start.slope >= 0:
+            continue
+        value, _, step, calls = _strong_wolfe(
+            objective,
+            scalar(0.0),
+            trial,
+            torch.ones(1, dtype=torch.float64),
+            float(start.value),
+            start.gradient,
+            start.slope,
+            max_ls=max_trials,
+        )
+        state, found_trials = begin_search(start, scalar(trial)), []
+        while not state.done:
+            found_trials.append(float(state.trial))
+            point = point_at(function, state.trial)
+            state = advance_search(state, point, largest=scalar(1.0), tolerance=1e-9, max_trials=max_trials)
+        found, common = found_point(state), [t for t in trials if not math.isnan(t)]
+        assert found_trials[: len(common)] == pytest.approx(common, rel=1e-9), seed
+        assert all(map(math.isfinite, found_trials))
+        if len(common) == len(trials):  # torch's search has not met an infinite value, of which it makes NaN
+            assert (float(found.step), float(found.value)) == pytest.approx((float(step), float(value)), rel=1e-9), seed
+            assert int(state.evaluations) == calls
+        else:
+            assert float(found.value) <= float(start.value)
 
 
 def test_a_search_that_runs_out_of_trials_gives_the_lower_end():
