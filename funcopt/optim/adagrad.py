@@ -1,13 +1,15 @@
 """torch.optim.Adagrad on the pure core."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from funcopt.numerics import realise
-from funcopt.optim.drop_in import DropIn, drop_in, scalar_state
-from funcopt.optim.rule import Definition, Hyper, Rule
+from funcopt.optim.drop_in import DropIn, drop_in, real, scalar_state
+from funcopt.optim.in_place import Row, stored_numbers, write_stored_numbers
+from funcopt.optim.rule import Definition, Hyper, Rule, Scalars
 from funcopt.rules.adagrad import ScaleByRssState, scale_by_rss
 
 
@@ -46,6 +48,22 @@ class Adagrad(DropIn, torch.optim.Adagrad):
         value = group["initial_accumulator_value"]
         start = complex(value, value) if param.is_complex() else value
         return {"step": scalar_state(param, {}), "sum": torch.full_like(param, start)}
+
+    def check_gradient(self, param: Tensor, group: Hyper) -> None:
+        """Sparse gradients are welcome, unless a weight decay would make them dense."""
+        if param.grad is None or not param.grad.is_sparse:
+            super().check_gradient(param, group)
+        elif group["weight_decay"] != 0:
+            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
+
+    def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row]) -> Scalars:
+        if not rows[0][1].is_sparse:
+            return super()._write(hyper, scalars, rows)
+        after: Scalars = {}
+        for row in rows:
+            after = super()._write(hyper, scalars, [real(stored := stored_numbers(row))])
+            write_stored_numbers(row, stored)
+        return after
 
     def state_dict(self) -> dict[str, Any]:
         """The state as a dict; see `torch.optim.Optimizer.state_dict`."""

@@ -14,9 +14,9 @@ from funcopt.rules.amsgrad import ScaleByAmsgradState, scale_by_amsgrad
 def _rule(hyper: Hyper) -> Rule:
     b1, b2 = hyper["betas"]
     if hyper["amsgrad"]:
-        state = ScaleByAmsgradState("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        state = ScaleByAmsgradState._make(["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
         return Rule(scale_by_amsgrad(b1, b2, hyper["eps"], max_of="raw"), state)
-    return Rule(scale_by_adam(b1, b2, hyper["eps"]), ScaleByAdamState("step", "exp_avg", "exp_avg_sq"))
+    return Rule(scale_by_adam(b1, b2, hyper["eps"]), ScaleByAdamState._make(["step", "exp_avg", "exp_avg_sq"]))
 
 
 @drop_in
@@ -49,5 +49,5 @@ class Adam(DropIn, torch.optim.Adam):
 class AdamW(Adam, torch.optim.AdamW):
     """`torch.optim.AdamW`: `Adam` with decoupled weight decay, of 1e-2 unless told.
 
-        θ ← (1 - γ λ) θ - γ (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ)) + ε)
+    θ ← (1 - γ λ) θ - γ (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ)) + ε)
     """

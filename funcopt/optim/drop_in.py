@@ -10,7 +10,7 @@ from torch import Tensor
 
 from funcopt.optim.in_place import Row, update_elementwise, write, written
 from funcopt.optim.optimizer import Optimizer
-from funcopt.optim.rule import Definition, Hyper, Scalars, compiled, updated
+from funcopt.optim.rule import Definition, Hyper, Scalars, Update, compiled, updated
 
 Class = TypeVar("Class", bound=type)
 
@@ -85,12 +85,12 @@ class DropIn(Optimizer):
             return
         for param in active:
             self.check_gradient(param, group)
-        hyper = {key: _squeezed(group[key]) for key in self.defaults}
+        hyper = {key: _squeezed(group[key]) for key in self.defaults if key in group}  # loading adds a default
         hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": found_inf}
         keys = self.definition.keys(hyper)
         fresh = {param for param in active if self._complete_state(param, group, keys)}
         for params in self._cohorts(active, fresh if self.definition.fresh else ()):
-            self._step_cohort(params, {**hyper, "fresh": params[0] in fresh})
+            self._step_cohort(params, {**hyper, "fresh": params[0] in fresh} if self.definition.fresh else hyper)
 
     def _complete_state(self, param: Tensor, group: Hyper, keys: Sequence[str]) -> bool:
         """Make what is missing of the state: all of it at the first step, or what was switched on later."""
@@ -125,14 +125,14 @@ class DropIn(Optimizer):
         if hyper.get("differentiable"):
             after = self._write_differentiably(hyper, scalars, rows, keys)
         else:
-            after = self._write(hyper, scalars, [_real(row) for row in rows])
+            after = self._write(hyper, scalars, [real(row) for row in rows])
         for state in states:
             for key, value in after.items():
                 state[key].copy_(value)
 
     def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row]) -> Scalars:
         """Write the new values into the rows, and return those of the scalars."""
-        update = functools.partial(updated, self.definition, hyper)
+        update: Update = functools.partial(updated, self.definition, hyper)
         if self._compile:
             update = compiled(self.definition, hyper, self._compile if isinstance(self._compile, dict) else {})
         after: Scalars = {}
@@ -144,7 +144,7 @@ class DropIn(Optimizer):
 
         if self.definition.elementwise and all(map(_is_plain, rows[0])) and not torch.compiler.is_compiling():
             update_elementwise(rule, rows, in_parts=not self._compile)
-            return after
+            return after or updated(self.definition, hyper, scalars, rows[:1])[0]  # a step of no numbers counts
         after, values = update(scalars, rows)
         for row, new in zip(rows, values):
             write(written(row), new)
@@ -155,7 +155,8 @@ class DropIn(Optimizer):
     ) -> Scalars:
         """Like `_write`, recorded by autograd: states are replaced, since their old values may be needed."""
         before = [[row[0].clone(), *row[1:]] for row in rows]
-        after, values = updated(self.definition, hyper, scalars, [_real(row) for row in before])
+        scalars = {key: value.clone() for key, value in scalars.items()}  # which are overwritten
+        after, values = updated(self.definition, hyper, scalars, [real(row) for row in before])
         for row, new in zip(rows, values):
             new = [torch.view_as_complex(value) for value in new] if row[0].is_complex() else new
             row[0].copy_(new[0])
@@ -187,8 +188,10 @@ def _squeezed(value: Any) -> Any:
     return value.squeeze() if isinstance(value, Tensor) and value.ndim else value
 
 
-def _real(row: Row) -> Row:
-    return [torch.view_as_real(tensor) for tensor in row] if row[0].is_complex() else row
+def real(row: Row) -> Row:
+    """The row with complex tensors seen as pairs of reals, which is how torch.optim treats them."""
+    sparse = row[1].is_sparse
+    return [torch.view_as_real(tensor) for tensor in row] if row[0].is_complex() and not sparse else row
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -201,4 +204,4 @@ def _is_on_host(tensor: Tensor) -> bool:
 
 def _number(scalar: Tensor) -> Any:
     """What two parameters must have in common: the value where it is on the host, else the tensor itself."""
-    return scalar.item() if _is_on_host(scalar) else id(scalar)
+    return scalar.detach().item() if _is_on_host(scalar) else id(scalar)

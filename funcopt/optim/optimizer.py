@@ -76,7 +76,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _places(self, state_dict: dict[str, Any]) -> dict[Any, Tensor]:
         """The parameter that each index of the state dict stands for."""
-        places = {}
+        places: dict[Any, Tensor] = {}
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             places.update(zip(saved["params"], group["params"]))
         return places
@@ -98,6 +98,7 @@ def _restore_scalars(state: dict[str, Any], saved: dict[str, Any], param: Tensor
     `step` is left as torch makes it: in float32 on the parameter's device for capturable and fused groups.
     """
     for key, value in saved.items():
-        if isinstance(value, Tensor) and key != "step" and (value.ndim == 0 or not value.is_floating_point()):
-            if not value.is_complex() and isinstance(state.get(key), Tensor):
-                state[key] = value.to(param.device)
+        if not isinstance(value, Tensor) or key == "step" or value.is_complex():
+            continue
+        if value.ndim == 0 or not value.is_floating_point():
+            state[key] = value.to(param.device)

@@ -15,9 +15,9 @@ from funcopt.transforms.momentum import TraceState, trace
 def _rule(hyper: Hyper) -> Rule:
     scale_by_x = scale_by_stddev if hyper["centered"] else scale_by_rms
     direction = scale_by_x(hyper["alpha"], hyper["eps"], eps_in_sqrt=False)
-    state: Any = ScaleByRmsState("step", "square_avg")
+    state: Any = ScaleByRmsState._make(["step", "square_avg"])
     if hyper["centered"]:
-        state = ScaleByRStdDevState("step", "grad_avg", "square_avg")
+        state = ScaleByRStdDevState._make(["step", "grad_avg", "square_avg"])
     momentum = hyper["momentum"]
     if isinstance(momentum, Tensor) or momentum > 0:  # the rate stays outside of the buffer
         return Rule(chain(direction, trace(momentum)), (state, TraceState("momentum_buffer")))

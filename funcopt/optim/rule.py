@@ -10,7 +10,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.numerics import add_scaled, compute_dtype
-from funcopt.optim.in_place import Row, write, written
+from funcopt.optim.in_place import Row, written
 from funcopt.transform import GradientTransformation
 
 Hyper = dict[str, Any]
@@ -137,7 +137,9 @@ def compiled(definition: Definition, hyper: Hyper, options: dict[str, Any]) -> U
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(definition: Definition, constant: tuple[tuple[str, Any], ...], options: tuple[tuple[str, Any], ...]) -> Any:
+def _compiled(
+    definition: Definition, constant: tuple[tuple[str, Any], ...], options: tuple[tuple[str, Any], ...]
+) -> Any:
     def run(numbers: Hyper, scalars: Scalars, rows: Sequence[Row]) -> tuple[Scalars, list[list[Tensor]]]:
         after, values = updated(definition, {**dict(constant), **numbers}, scalars, rows)
         for row, new in zip(rows, values):

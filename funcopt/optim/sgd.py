@@ -23,7 +23,7 @@ def _rule(hyper: Hyper) -> Rule:
 class SGD(DropIn, torch.optim.SGD):
     """`torch.optim.SGD`: the same arguments, groups, state and numbers; `compile=True` besides.
 
-        b ← g at the first step, else μ b + (1 - τ) g        θ ← θ - γ b, or θ - γ (g + μ b) with `nesterov`
+    b ← g at the first step, else μ b + (1 - τ) g        θ ← θ - γ b, or θ - γ (g + μ b) with `nesterov`
     """
 
     definition = Definition(_rule, scalars=(), switches=("weight_decay", "momentum", "dampening"), fresh=True)

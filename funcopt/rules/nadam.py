@@ -56,7 +56,8 @@ def scale_by_nadam(
         count = increment(state.count)
         now, ahead = _warmed_up(b1, momentum_decay, count), _warmed_up(b1, momentum_decay, increment(count))
         product = state.mu_product * now.to(state.mu_product.dtype)
-        of_gradient, of_mean = realise((1 - now) / (1 - product)), realise(ahead / (1 - product * ahead))
+        left = product.to(now.dtype)
+        of_gradient, of_mean = realise((1 - now) / (1 - left)), realise(ahead / (1 - left * ahead))
         c2 = bias_correction(b2, count)
 
         def rule(g: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:

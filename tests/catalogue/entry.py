@@ -25,6 +25,7 @@ class Entry:
         complex: whether complex leaves are accepted.
         float32_tolerance: the relative deviation from the float64 reference that parity grants in float32.
         ordered: whether the result depends on the order of the leaves, which then draw from keys in that order.
+        heavy: whether tracing it takes seconds: of its cases, the default run compiles the last.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry:
     complex: bool = True
     float32_tolerance: float = 1e-6
     ordered: bool = False
+    heavy: bool = False
 
     def make(self, **kwargs: Any) -> fo.GradientTransformation:
         return (self.build or getattr(fo, self.name))(**kwargs)

@@ -1,21 +1,11 @@
 """Every public optimizer."""
 
-from typing import Any
-
 import torch
 
-from tests.catalogue.entry import DECAY_MASK, Entry, decaying, no_counterpart, only_matrices, variant_of
+from tests.catalogue.entry import DECAY_MASK, Entry, decaying, only_matrices, variant_of
 
 ADAM = {"b1": 0.8, "b2": 0.95, "eps": 1e-3, "eps_root": 1e-4}
 ADAM_SCALARS = ("b1", "b2", "eps", "eps_root")
-
-
-def downhill_adadelta(learning_rate: Any = 1.0, **kwargs: Any) -> Any:
-    """optax's adadelta, which goes uphill unless it is given a rate."""
-    import optax
-
-    return optax.adadelta(learning_rate, **kwargs)
-
 
 OPTIMIZERS: tuple[Entry, ...] = (
     Entry(
@@ -65,49 +55,6 @@ OPTIMIZERS: tuple[Entry, ...] = (
         ),
         scalars=("learning_rate", *ADAM_SCALARS),
         optax=variant_of("amsgrad", max_of="corrected"),
-    ),
-    Entry(
-        "adamax",
-        ({"learning_rate": 0.05}, {"learning_rate": decaying, "b1": 0.8, "b2": 0.95, "eps": 1e-3}),
-        scalars=("learning_rate", "b1", "b2", "eps"),
-    ),
-    Entry(
-        "adamaxw",
-        (
-            {"learning_rate": decaying, "b1": 0.8, "b2": 0.95, "eps": 1e-3, "weight_decay": 0.1, "mask": DECAY_MASK},
-            {"learning_rate": 0.05, "weight_decay": 0.1},
-        ),
-        scalars=("learning_rate", "weight_decay"),
-    ),
-    Entry(
-        "dozat_nadam",
-        (
-            {"learning_rate": 0.05},
-            {"learning_rate": decaying, "b1": 0.8, "b2": 0.95, "eps": 1e-3, "momentum_decay": 0.5},
-        ),
-        scalars=("learning_rate", "b1", "b2", "eps", "momentum_decay"),
-        optax=no_counterpart,
-    ),
-    Entry(
-        "radam",
-        (
-            {"learning_rate": 0.05},
-            {"learning_rate": decaying, **ADAM, "threshold": 6.0},
-            {"learning_rate": 0.05, **ADAM, "nesterov": True},
-            {"learning_rate": 0.05, **ADAM, "eps_on": "raw"},
-        ),
-        scalars=("learning_rate", *ADAM_SCALARS, "threshold"),
-        optax=variant_of("radam", eps_on="corrected"),
-    ),
-    Entry(
-        "adadelta",
-        (
-            {"learning_rate": 0.5},
-            {"learning_rate": decaying, "rho": 0.8, "eps": 1e-3, "weight_decay": 0.1, "weight_decay_mask": DECAY_MASK},
-            {"rho": 0.8, "eps": 1e-3},
-        ),
-        scalars=("learning_rate", "rho", "eps", "weight_decay"),
-        optax=downhill_adadelta,
     ),
     Entry(
         "adagrad",

@@ -49,20 +49,6 @@ TRANSFORMATIONS: tuple[Entry, ...] = (
         scalars=ADAM_SCALARS,
         optax=variant_of("scale_by_amsgrad", max_of="corrected"),
     ),
-    Entry("scale_by_adamax", ({"b1": 0.8, "b2": 0.95, "eps": 1e-3},), scalars=("b1", "b2", "eps")),
-    Entry(
-        "scale_by_nadam",
-        ({"b1": 0.8, "b2": 0.95, "eps": 1e-3, "momentum_decay": 0.5},),
-        scalars=("b1", "b2", "eps", "momentum_decay"),
-        optax=no_counterpart,
-    ),
-    Entry(
-        "scale_by_radam",
-        (ADAM, {**ADAM, "eps_on": "raw"}),
-        scalars=ADAM_SCALARS,
-        optax=variant_of("scale_by_radam", eps_on="corrected"),
-    ),
-    Entry("scale_by_adadelta", ({"rho": 0.8, "eps": 1e-3},), scalars=("rho", "eps")),
     Entry(
         "scale_by_rss",
         ({}, {"initial_accumulator_value": 0.3, "eps": 1e-3}),

@@ -33,7 +33,13 @@ def step_of(transformation):
     return step
 
 
-@pytest.mark.parametrize("entry, case", CASES, ids=case_id)
+def left_for_later(entry, case):
+    return [pytest.mark.slow] if entry.heavy and case is not entry.cases[-1] else []
+
+
+@pytest.mark.parametrize(
+    "entry, case", [pytest.param(*both, marks=left_for_later(*both)) for both in CASES], ids=case_id
+)
 def test_one_graph_for_all_steps(entry, case):
     transformation = entry.make(**case)
     step = step_of(transformation)
