@@ -9,6 +9,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 import funcopt as fo
+import funcopt.optim
 from funcopt import tree
 from funcopt.optim import functionalize
 
@@ -189,6 +190,16 @@ def test_vmap_over_learning_rates(cls, arguments):
             vmap(run)(rates)
         return
     close(vmap(run)(rates), stacked([run(rate.item()) for rate in rates]), ROUNDED.get(cls, 1e-13))
+
+
+@pytest.mark.parametrize("name", ["Adam", "RAdam", "Rprop", "ASGD", "Adafactor"])
+def test_the_classes_of_funcopt_allow_more(name):
+    """Their rules have no branches: vmap gets through."""
+    own, theirs = getattr(funcopt.optim, name), getattr(torch.optim, name)
+    models = [(dense(seed), [dense(10 * seed + i) for i in range(1, 4)]) for seed in (1, 2)]
+    batch = (stacked([model[0] for model in models]), [stacked(each) for each in zip(*(m[1] for m in models))])
+    found, _ = vmap(lambda params, grads: trained(own, {"lr": 0.1}, params, grads))(*batch)
+    close(found, stacked([trained(theirs, {"lr": 0.1}, *model)[0] for model in models]), 1e-9)
 
 
 def directional(fn, at, eps=1e-6):
