@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from funcopt import tree
-
 
 class Point(NamedTuple):
     """What is known of the function at one step along the direction; the numbers are 0-d tensors."""
@@ -14,7 +12,6 @@ class Point(NamedTuple):
     step: Tensor
     value: Tensor
     slope: Tensor  # derivative along the direction
-    gradient: Tensor
 
 
 class Search(NamedTuple):
@@ -37,7 +34,7 @@ def begin_search(start: Point, trial: Tensor) -> Search:
     The search does not call the function: while not `state.done`, the caller evaluates it at `state.trial` and hands
     the point to `advance_search`; then `found_point` is the result. Nothing is read back to the host.
 
-    >>> start = Point(torch.tensor(0.0), torch.tensor(9.0), torch.tensor(-6.0), torch.tensor([-6.0]))  # of (t - 3)²
+    >>> start = Point(torch.tensor(0.0), torch.tensor(9.0), torch.tensor(-6.0))  # of (t - 3)²
     >>> begin_search(start, torch.tensor(1.0)).trial
     tensor(1.)
     """
@@ -47,8 +44,11 @@ def begin_search(start: Point, trial: Tensor) -> Search:
 
 def found_point(state: Search) -> Point:
     """The lower end of the bracket: after the search, the point that was found."""
-    chosen: Point = tree.where(state.low_is_left, state.left, state.right)
-    return chosen
+    return _choose(state.low_is_left, state.left, state.right)
+
+
+def _choose(condition: Tensor, a: Point, b: Point) -> Point:
+    return Point(*(torch.where(condition, *pair) for pair in zip(a, b)))
 
 
 def advance_search(
@@ -74,16 +74,27 @@ def advance_search(
     taken = state.evaluations
     too_high = point.value > state.start.value + c1 * point.step * state.start.slope
     flat = point.slope.abs() <= -c2 * state.start.slope
-    bracketing = _bracket(state, point, too_high, flat, taken >= max_trials)
-    state = tree.where(state.bracketed, _zoom(state, point, too_high, flat), bracketing)
-    state = state._replace(evaluations=taken + 1, done=state.done | (state.bracketed & (taken >= max_trials)))
-    width = (state.right.step - state.left.step).abs()
-    state = state._replace(done=state.done | (state.bracketed & (width * largest < tolerance)))
+    last = taken >= max_trials
+    state = _choose_search(
+        state.bracketed, _zoom(state, point, too_high, flat), _bracket(state, point, too_high, flat, last)
+    )
+    narrow = (state.right.step - state.left.step).abs() * largest < tolerance
+    state = state._replace(evaluations=taken + 1, done=state.done | (state.bracketed & (last | narrow)))
     inside, stalled = _trial_inside(state)
     outside = _trial_beyond(state)
     return state._replace(
         trial=torch.where(state.done, state.trial, torch.where(state.bracketed, inside, outside)),
         stalled=stalled & state.bracketed & ~state.done,
+    )
+
+
+def _choose_search(condition: Tensor, a: Search, b: Search) -> Search:
+    return a._replace(
+        left=_choose(condition, a.left, b.left),
+        right=_choose(condition, a.right, b.right),
+        low_is_left=torch.where(condition, a.low_is_left, b.low_is_left),
+        bracketed=torch.where(condition, a.bracketed, b.bracketed),
+        done=torch.where(condition, a.done, b.done),
     )
 
 
@@ -93,7 +104,7 @@ def _bracket(state: Search, point: Point, too_high: Tensor, flat: Tensor, last: 
     risen = (state.evaluations > 1) & (point.value >= before.value)
     accept = ~last & ~too_high & ~risen & flat
     closes = last | too_high | risen | (point.slope >= 0)
-    left = tree.where(accept, point, tree.where(last, state.start, before))
+    left = _choose(accept, point, _choose(last, state.start, before))
     return state._replace(
         left=left,
         right=point,
@@ -106,13 +117,13 @@ def _bracket(state: Search, point: Point, too_high: Tensor, flat: Tensor, last: 
 def _zoom(state: Search, point: Point, too_high: Tensor, flat: Tensor) -> Search:
     """Within the bracket: put the point in the place of one of its ends."""
     low, left_is_low = found_point(state), state.low_is_left
-    high: Point = tree.where(left_is_low, state.right, state.left)
+    high = _choose(left_is_low, state.right, state.left)
     shrink = too_high | (point.value >= low.value)  # the point becomes the upper end, else the lower one
     turn = ~shrink & ~flat & (point.slope * (high.step - low.step) >= 0)  # the minimum is on the other side of it
-    new_low = tree.where(shrink, low, point)
-    new_high = tree.where(shrink, point, tree.where(turn, low, high))
-    left = tree.where(left_is_low, new_low, new_high)
-    right = tree.where(left_is_low, new_high, new_low)
+    new_low = _choose(shrink, low, point)
+    new_high = _choose(shrink, point, _choose(turn, low, high))
+    left = _choose(left_is_low, new_low, new_high)
+    right = _choose(left_is_low, new_high, new_low)
     return state._replace(
         left=left,
         right=right,
@@ -142,12 +153,13 @@ def _trial_inside(state: Search) -> tuple[Tensor, Tensor]:
 def cubic_minimum(a: Point, b: Point, low: Tensor, high: Tensor) -> Tensor:
     """The step between `low` and `high` where the cubic through both points, with their slopes, has its minimum.
 
-    The middle where it has none (Nocedal & Wright, equation 3.59).
+    The middle where it has none (Nocedal & Wright, equation 3.59), or a value is infinite, for which torch's is NaN.
     """
-    a, b = tree.where(a.step <= b.step, (a, b), (b, a))
+    ordered = a.step <= b.step
+    a, b = _choose(ordered, a, b), _choose(ordered, b, a)
     mean = a.slope + b.slope - 3 * (a.value - b.value) / (a.step - b.step)
     square = mean.square() - a.slope * b.slope
     root = square.clamp(min=0).sqrt()
     minimum = b.step - (b.step - a.step) * ((b.slope + root - mean) / (b.slope - a.slope + 2 * root))
     inside = torch.minimum(torch.maximum(minimum, low), high)
-    return torch.where(square >= 0, inside, (low + high) / 2)
+    return torch.where((square >= 0) & ~inside.isnan(), inside, (low + high) / 2)

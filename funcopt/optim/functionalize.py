@@ -71,12 +71,13 @@ def functionalize(optimizer_class: type[torch.optim.Optimizer], **hyperparameter
         params = require_params(params, "functionalize")
         leaves, structure = tree.flatten(params)
         grads = tree.leaves_up_to(structure, updates)
-        rows = [tree.clone(row) for row in _by_leaf(state, structure)]
-        moved: list[Any] = [None] * len(leaves)
+        rows = _by_leaf(state, structure)
         seen = [i for i, (leaf, grad) in enumerate(zip(leaves, grads)) if leaf is not None and grad is not None]
+        moved: list[Any] = [None] * len(leaves)
+        rows = [row if i in seen else tree.clone(row) for i, row in enumerate(rows)]
         if seen:
-            columns = [[column[i] for i in seen] for column in (leaves, grads, rows)]
-            for i, update, row in zip(seen, *_step_or_first(recipe, *columns)):
+            chosen = [leaves[i] for i in seen], [grads[i] for i in seen], [rows[i] for i in seen]
+            for i, update, row in zip(seen, *_step_or_first(recipe, *chosen)):
                 moved[i], rows[i] = update, row
         present = [row for row, leaf in zip(rows, leaves) if leaf is not None]
         return tree.unflatten(moved, structure), _by_name(present, params)

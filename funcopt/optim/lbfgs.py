@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from funcopt.linesearch.strong_wolfe import Point, advance_search, begin_search, found_point
-from funcopt.numerics import scalar_dtype
 from funcopt.optim.optimizer import Optimizer
 from funcopt.rules.lbfgs import apply_inverse_hessian, curvature
 
@@ -106,8 +105,8 @@ def _iterate(
             return
         calls = 0
         if group["line_search_fn"] is not None:
-            start = _point(direction, 0.0, loss, gradient)
             limits = {"tolerance": tolerance, "max_trials": group["max_eval"] - evaluations}
+            start = loss, gradient
             state["t"], loss, gradient, calls = _search(params, state["t"], direction, start, evaluate, **limits)
         move(params, state["t"], direction)
         if group["line_search_fn"] is None and iteration != group["max_iter"]:
@@ -141,27 +140,32 @@ def _update_direction(state: dict[str, Any], gradient: Tensor, history_size: int
 
 
 def _search(
-    params: Params, first_trial: float, direction: Tensor, start: Point, evaluate: Evaluate, **limits: Any
+    params: Params, trial: float, direction: Tensor, start: tuple[float, Tensor], evaluate: Evaluate, **limits: Any
 ) -> tuple[float, float, Tensor, int]:
     """Step, loss and gradient by strong Wolfe conditions, and the calls that it took; the parameters stay."""
     before = [param.clone() for param in params]
-    largest = direction.abs().max().to(start.step.dtype)
-    search = begin_search(start, torch.full_like(start.step, first_trial))
+    gradients = {0.0: start[1]}  # at the steps that may still be the result
+    search = begin_search(_point(direction, 0.0, *start), _scalar(trial))
+    largest = _scalar(direction.abs().max())
     while not bool(search.done):
-        move(params, float(search.trial), direction)
-        point = _point(direction, search.trial, *evaluate())
+        trial = float(search.trial)
+        move(params, trial, direction)
+        loss, gradients[trial] = evaluate()
         for param, value in zip(params, before):
             param.copy_(value)
-        search = advance_search(search, point, largest=largest, **limits)
+        search = advance_search(search, _point(direction, trial, loss, gradients[trial]), largest=largest, **limits)
+        gradients = {float(end.step): gradients[float(end.step)] for end in (search.start, search.left, search.right)}
     found = found_point(search)
-    return float(found.step), float(found.value), found.gradient, int(search.evaluations)
+    return float(found.step), float(found.value), gradients[float(found.step)], int(search.evaluations)
 
 
-def _point(direction: Tensor, step: float | Tensor, loss: float, gradient: Tensor) -> Point:
-    def scalar(value: float | Tensor) -> Tensor:
-        return torch.as_tensor(value, dtype=scalar_dtype(direction.device), device=direction.device)
+def _point(direction: Tensor, step: float, loss: float, gradient: Tensor) -> Point:
+    return Point(_scalar(step), _scalar(loss), _scalar(gradient.dot(direction)))
 
-    return Point(scalar(step), scalar(loss), scalar(gradient.dot(direction)), gradient)
+
+def _scalar(value: float | Tensor) -> Tensor:
+    """On the host, where the loop decides: one read of the device for each evaluation."""
+    return torch.tensor(float(value), dtype=torch.float64)
 
 
 def flat_gradient(params: Params) -> Tensor:

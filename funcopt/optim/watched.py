@@ -56,6 +56,8 @@ class TensorsForNumbers(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is Tensor.item:
             return args[0]
+        if func is torch._foreach_copy_:  # which has no batching rule
+            return [self.__torch_function__(Tensor.copy_, types, pair) for pair in zip(*args[:2])]
         if func is Tensor.copy_ and args[0].is_floating_point():
             return args[0].masked_fill_(torch.ones_like(args[0], dtype=torch.bool), 0).add_(args[1])
         if func is Tensor.__float__ and self.strict:

@@ -42,9 +42,9 @@ def apply_inverse_hessian(
     alphas: list[Tensor] = []
     for step, change, inverse in reversed(list(zip(steps, changes, inverses))):
         alpha = step.dot(vector) * inverse
-        vector = torch.sub(vector, alpha * change)
+        vector = torch.addcmul(vector, alpha, change, value=-1)
         alphas.insert(0, alpha)
     vector = scale * vector
     for step, change, inverse, alpha in zip(steps, changes, inverses, alphas):
-        vector = vector + (alpha - change.dot(vector) * inverse) * step
+        vector = torch.addcmul(vector, alpha - change.dot(vector) * inverse, step)
     return vector, alphas

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.func import vmap
+from torch.optim.lbfgs import _strong_wolfe
 
 from funcopt.linesearch.strong_wolfe import Point, advance_search, begin_search, cubic_minimum, found_point
 
@@ -19,7 +20,7 @@ FUNCTIONS = {
 
 def point_at(function, step):
     value, slope = torch.func.grad_and_value(function)(step)[::-1]
-    return Point(step, value, slope, slope[None])
+    return Point(step, value, slope)
 
 
 def scalar(value):
@@ -45,6 +46,63 @@ def test_the_conditions_hold(name, trial):
     torch.testing.assert_close(found, point_at(FUNCTIONS[name], found.step))
 
 
+def drawn(seed):
+    """A function with hills; some are rounded, so that values tie, or jump, or are infinite beyond a point."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b, c, d = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+
+    def function(t):
+        value = (t - 4 * a) ** 2 * b + (0.2 + 2 * c) * torch.sin((1 + 9 * d) * t) - 2 * t
+        if seed % 3 == 0:
+            value = value + ((10 * value).round() / 10 - value).detach()
+        if seed % 5 == 0:
+            value = value + 1000 * (t > 0.2 * c)
+        return torch.where(t > 2 + 3 * b, math.inf, value) if seed % 4 == 0 else value
+
+    trial = 10 ** (3 * torch.rand((), generator=generator).item() - 1.5)
+    return function, trial, int(torch.randint(1, 12, (), generator=generator))
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_it_searches_as_torch(block):
+    """The same trials and the same result, where rounding, ties, infinities and the end of the trials have a say."""
+    for seed in range(100 * block, 100 * block + 100):
+        function, trial, max_trials = drawn(seed)
+        trials = []
+
+        def objective(x, t, d, function=function, trials=trials):
+            trials.append(float(t))
+            point = point_at(function, scalar(float(t)))
+            return float(point.value), point.slope[None]
+
+        start = point_at(function, scalar(0.0))
+        if start.slope >= 0:
+            continue
+        value, _, step, calls = _strong_wolfe(
+            objective,
+            scalar(0.0),
+            trial,
+            torch.ones(1, dtype=torch.float64),
+            float(start.value),
+            start.slope[None],
+            start.slope,
+            max_ls=max_trials,
+        )
+        state, found_trials = begin_search(start, scalar(trial)), []
+        while not state.done:
+            found_trials.append(float(state.trial))
+            point = point_at(function, state.trial)
+            state = advance_search(state, point, largest=scalar(1.0), tolerance=1e-9, max_trials=max_trials)
+        found, common = found_point(state), [t for t in trials if not math.isnan(t)]
+        assert found_trials[: len(common)] == pytest.approx(common, rel=1e-9), seed
+        assert all(map(math.isfinite, found_trials))
+        if len(common) == len(trials):  # torch's search has not met an infinite value, of which it makes NaN
+            assert (float(found.step), float(found.value)) == pytest.approx((float(step), float(value)), rel=1e-9), seed
+            assert int(state.evaluations) == calls
+        else:
+            assert float(found.value) <= float(start.value)
+
+
 def test_a_search_that_runs_out_of_trials_gives_the_lower_end():
     start, found, evaluations = search(FUNCTIONS["parabola"], 1000.0, max_trials=0)
     assert evaluations == 1 and found.step == 0 and found.value == start.value
@@ -68,7 +126,7 @@ def test_the_cubic_has_its_minimum_there():
     for a, b in (points, points[::-1]):
         torch.testing.assert_close(cubic_minimum(a, b, scalar(0.0), scalar(5.0)), scalar(1.0))
     assert cubic_minimum(*points, scalar(2.0), scalar(5.0)) == 2.0
-    falling = [Point(scalar(t), scalar(-t), scalar(s), scalar(s)) for t, s in ((0.0, -0.9), (1.0, -0.9))]
+    falling = [Point(scalar(t), scalar(-t), scalar(s)) for t, s in ((0.0, -0.9), (1.0, -0.9))]
     assert cubic_minimum(*falling, scalar(1.0), scalar(3.0)) == 2.0 or math.isfinite(
         cubic_minimum(*falling, scalar(1.0), scalar(3.0))
     )

@@ -9,6 +9,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 import funcopt as fo
+import funcopt.optim
 from funcopt import tree
 from funcopt.optim import functionalize
 
@@ -191,6 +192,16 @@ def test_vmap_over_learning_rates(cls, arguments):
     close(vmap(run)(rates), stacked([run(rate.item()) for rate in rates]), ROUNDED.get(cls, 1e-13))
 
 
+@pytest.mark.parametrize("name", ["Adam", "RAdam", "Rprop", "ASGD", "Adafactor"])
+def test_the_classes_of_funcopt_allow_more(name):
+    """Their rules have no branches: vmap gets through."""
+    own, theirs = getattr(funcopt.optim, name), getattr(torch.optim, name)
+    models = [(dense(seed), [dense(10 * seed + i) for i in range(1, 4)]) for seed in (1, 2)]
+    batch = (stacked([model[0] for model in models]), [stacked(each) for each in zip(*(m[1] for m in models))])
+    found, _ = vmap(lambda params, grads: trained(own, {"lr": 0.1}, params, grads))(*batch)
+    close(found, stacked([trained(theirs, {"lr": 0.1}, *model)[0] for model in models]), 1e-9)
+
+
 def directional(fn, at, eps=1e-6):
     return (fn(at + eps) - fn(at - eps)) / (2 * eps)
 
@@ -228,6 +239,18 @@ def test_derivatives(cls, arguments, of):
         torch.testing.assert_close(jvp(loss, (zero,), (torch.ones_like(zero),))[1], expected, **tolerance)
         x = zero.clone().requires_grad_()
         torch.testing.assert_close(torch.autograd.grad(loss(x), x)[0], expected, **tolerance)
+
+
+def test_a_pair_of_hyperparameters_with_a_tensor():
+    params, grads = normal(1), gradients(torch.optim.Adam)
+
+    def loss(x):
+        return weigh(trained(torch.optim.Adam, {"lr": 0.1, "betas": (0.5 + x, 0.75)}, params, grads)[0])
+
+    zero = torch.zeros((), dtype=torch.float64)
+    torch.testing.assert_close(loss(zero), loss(0.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(grad(loss)(zero), directional(loss, 0.0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(vmap(loss)(zero.expand(2) - 0.25)[0], loss(-0.25), rtol=1e-12, atol=0)
 
 
 SHORT = [(torch.optim.SGD, {}), (torch.optim.RAdam, {})]

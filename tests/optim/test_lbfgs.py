@@ -157,6 +157,7 @@ def test_a_replaced_parameter_moves():
     model, other = Model(), Model()
     optimizer = LBFGS(model.parameters(), lr=0.1, max_iter=2)
     optimizer.param_groups[0]["params"] = list(other.parameters())
+    assert not hasattr(optimizer, "_params")
     before = [param.detach().clone() for param in model.parameters()]
     reference_model = Model()
     reference = walk(reference_model, LBFGS(reference_model.parameters(), lr=0.1, max_iter=2))
