@@ -15,6 +15,11 @@ from funcopt.optim.adapter import TransformationOptimizer as TransformationOptim
 from funcopt.optim.asgd import ASGD as ASGD
 from funcopt.optim.classes import as_optimizer as as_optimizer
 from funcopt.optim.conversion import state_from_torch as state_from_torch, state_to_torch as state_to_torch
+from funcopt.optim.functionalize import (
+    FunctionalizedState as FunctionalizedState,
+    functionalize as functionalize,
+)
+from funcopt.optim.lbfgs import LBFGS as LBFGS
 from funcopt.optim.muon import Muon as Muon
 from funcopt.optim.nadam import NAdam as NAdam
 from funcopt.optim.optimizer import Optimizer as Optimizer
@@ -22,3 +27,4 @@ from funcopt.optim.radam import RAdam as RAdam
 from funcopt.optim.rmsprop import RMSprop as RMSprop
 from funcopt.optim.rprop import Rprop as Rprop
 from funcopt.optim.sgd import SGD as SGD
+from funcopt.optim.sparse_adam import SparseAdam as SparseAdam

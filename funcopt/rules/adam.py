@@ -28,6 +28,11 @@ class ScaleByAdamState(NamedTuple):
     nu: tree.Tree  # running mean of |g|²
 
 
+def moments(g: Tensor, mu: Tensor, nu: Tensor, b1: float | Tensor, b2: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The running means of g and of |g|² after one more gradient."""
+    return ema(mu, g, b1), ema(nu, abs_square(g), b2)
+
+
 @factory
 def scale_by_adam(
     b1: float | Tensor = 0.9,
@@ -55,7 +60,7 @@ def scale_by_adam(
         c1_next = bias_correction(b1, increment(count)) if nesterov else c1
 
         def rule(g: Tensor, mu: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            mu, nu = ema(mu, g, b1), ema(nu, abs_square(g), b2)
+            mu, nu = moments(g, mu, nu, b1, b2)
             mean = b1 * mu / c1_next + (1 - b1) * g / c1 if nesterov else mu / c1
             return mean / (root(shift(nu / c2, eps_root)) + eps), mu, nu
 
@@ -63,6 +68,20 @@ def scale_by_adam(
         return updates, ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)
+
+
+def sparse_adam_rule(
+    g: Tensor, mu: Tensor, nu: Tensor, count: Tensor, b1: float | Tensor, b2: float | Tensor, eps: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Direction and new moments of torch's SparseAdam; g, μ and ν are the numbers at the places that a gradient stores.
+
+        d = √(1 - β₂ᵗ) / (1 - β₁ᵗ) μ / (√ν + ε)        μ, ν as in `adam`, t the steps of the whole parameter
+
+    The bias correction does not reach ε, as it does in `adam`.
+    """
+    mu, nu = moments(g, mu, nu, b1, b2)
+    scale = bias_correction(b2, count).sqrt() / bias_correction(b1, count)
+    return scale * mu / (root(nu) + eps), mu, nu
 
 
 @factory

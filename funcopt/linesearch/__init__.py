@@ -1,0 +1,1 @@
+"""Searches along a line for a step that decreases a function enough."""
