@@ -67,7 +67,7 @@ def test_class_and_arguments(pair, tmp_path):
     theirs, _ = trained(tmp_path / "theirs", optimizer_cls_and_kwargs=(pair.theirs, kwargs))
     assert isinstance(trainer.optimizer.optimizer, pair.mine)
     assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.1, 0.0]
-    assert_same(mine, theirs, tolerance=1e-7)
+    assert_same(mine, theirs, tolerance=1e-9)
     assert_moved(mine, language_model())
 
     checkpoint = str(tmp_path / "mine" / "checkpoint-4")
@@ -89,5 +89,5 @@ def test_an_optimizer_and_a_scheduler(pair, tmp_path):
             optimizers=(optimizer, scheduler),
         ).train()
         models.append(model)
-    assert_same(*models, tolerance=1e-7)
+    assert_same(*models, tolerance=1e-9)
     assert_moved(models[0], language_model())
