@@ -12,10 +12,7 @@ from funcopt.optim.adapter import TransformationOptimizer as TransformationOptim
 from funcopt.optim.asgd import ASGD as ASGD
 from funcopt.optim.classes import as_optimizer as as_optimizer
 from funcopt.optim.conversion import state_from_torch as state_from_torch, state_to_torch as state_to_torch
-from funcopt.optim.functionalize import (
-    FunctionalizedState as FunctionalizedState,
-    functionalize as functionalize,
-)
+from funcopt.optim.functionalize import FunctionalizedState as FunctionalizedState, functionalize as functionalize
 from funcopt.optim.lbfgs import LBFGS as LBFGS
 from funcopt.optim.muon import Muon as Muon
 from funcopt.optim.nadam import NAdam as NAdam

@@ -76,8 +76,8 @@ def functionalize(optimizer_class: type[torch.optim.Optimizer], **hyperparameter
         moved: list[Any] = [None] * len(leaves)
         rows = [row if i in seen else tree.clone(row) for i, row in enumerate(rows)]
         if seen:
-            columns = [[column[i] for i in seen] for column in (leaves, grads, rows)]
-            for i, update, row in zip(seen, *_step_or_first(recipe, *columns)):
+            chosen = [leaves[i] for i in seen], [grads[i] for i in seen], [rows[i] for i in seen]
+            for i, update, row in zip(seen, *_step_or_first(recipe, *chosen)):
                 moved[i], rows[i] = update, row
         present = [row for row, leaf in zip(rows, leaves) if leaf is not None]
         return tree.unflatten(moved, structure), _by_name(present, params)

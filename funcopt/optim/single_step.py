@@ -48,9 +48,8 @@ def step(
     if not watched:
         return _step(recipe, arguments, first)
     if _has_derivative(recipe):
-        return _step(
-            recipe._replace(hyperparameters={**recipe.hyperparameters, "differentiable": True}), arguments, first
-        )
+        given = {**recipe.hyperparameters, "differentiable": True}
+        return _step(recipe._replace(hyperparameters=given), arguments, first)
     updates, after = _step(recipe, tree.map(lambda leaf: leaf.detach(), arguments), first)
     return without_derivative(recipe.optimizer_class.__name__, updates, watched), after
 
@@ -103,8 +102,12 @@ def _take_watched(recipe: Recipe, take: Callable[..., Result], arguments: tuple[
 
 
 def _scalars(recipe: Recipe) -> dict[str, Any]:
-    """The hyperparameters that are, or contain, tensors."""
-    return {name: value for name, value in recipe.hyperparameters.items() if _tensors(value)}
+    """The hyperparameters that are, or contain, tensors; numbers beside a tensor become tensors."""
+
+    def tensor(leaf: Any) -> Tensor:
+        return leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, dtype=torch.float64)
+
+    return {name: tree.map(tensor, value) for name, value in recipe.hyperparameters.items() if _tensors(value)}
 
 
 def _tensors(arguments: Any) -> list[Tensor]:

@@ -230,6 +230,18 @@ def test_derivatives(cls, arguments, of):
         torch.testing.assert_close(torch.autograd.grad(loss(x), x)[0], expected, **tolerance)
 
 
+def test_a_pair_of_hyperparameters_with_a_tensor():
+    params, grads = normal(1), gradients(torch.optim.Adam)
+
+    def loss(x):
+        return weigh(trained(torch.optim.Adam, {"lr": 0.1, "betas": (0.5 + x, 0.75)}, params, grads)[0])
+
+    zero = torch.zeros((), dtype=torch.float64)
+    torch.testing.assert_close(loss(zero), loss(0.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(grad(loss)(zero), directional(loss, 0.0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(vmap(loss)(zero.expand(2) - 0.25)[0], loss(-0.25), rtol=1e-12, atol=0)
+
+
 SHORT = [(torch.optim.SGD, {}), (torch.optim.RAdam, {})]
 LONG = [case for case in DENSE if case not in SHORT]
 
