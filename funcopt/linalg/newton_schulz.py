@@ -41,8 +41,8 @@ def newton_schulz(
     Matrices are the last two axes, others a batch. `coefficients` are one triple (a, b, c) for all steps, or one for
     each (of more the first `steps` count), or the name of a set: "standard" (Jordan's) or "dion". The standard ones do
     not converge: singular values end within about 0.7 and 1.2, the smallest lower. `dtype` is that of the iteration of
-    real matrices; the result has that of `matrices`. With `eps_mode="floor"`, the norm is max(‖X‖, ε), as in
-    torch.optim.Muon.
+    real matrices; the result has that of `matrices`. In bfloat16 small singular values depend on how products are
+    rounded, and so on the device and on vmap. With `eps_mode="floor"`, the norm is max(‖X‖, ε), as in torch.optim.Muon.
 
     What makes singular values at most 1 first: the norm "frobenius" or "spectral" (an SVD); or within the first step
     "schatten" (Grishina et al. 2025, https://arxiv.org/abs/2506.10935), which leaves them larger, or "aol" (Boissin et

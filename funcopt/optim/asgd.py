@@ -30,9 +30,11 @@ class ASGD(DropIn, torch.optim.ASGD):
     def new_state(self, param: Tensor, group: Hyper) -> dict[str, Any]:
         """The first rate, and no average yet."""
         on_device = {"capturable": True}
+        step = scalar_state(param, on_device)
+        rate = torch.as_tensor(group["lr"], dtype=step.dtype, device=step.device)
         return {
-            "step": scalar_state(param, on_device),
-            "eta": scalar_state(param, on_device, float(group["lr"])),
+            "step": step,
+            "eta": rate.reshape(()).clone(),
             "mu": scalar_state(param, on_device, 1.0),
             "ax": torch.zeros_like(param),
         }

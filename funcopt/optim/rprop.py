@@ -30,9 +30,10 @@ class Rprop(DropIn, torch.optim.Rprop):
     def new_state(self, param: Tensor, group: Hyper) -> dict[str, Any]:
         """A gradient of zeros before, and the learning rate as the step size of all numbers."""
         assert param.grad is not None
-        start = float(group["lr"])
+        ones = torch.full_like(param.grad, 1 + 1j if param.is_complex() else 1.0)
+        rate = group["lr"].to(param.device).squeeze() if isinstance(group["lr"], Tensor) else group["lr"]
         return {
             "step": scalar_state(param, group),
             "prev": torch.zeros_like(param),
-            "step_size": torch.full_like(param.grad, complex(start, start) if param.is_complex() else start),
+            "step_size": (ones * rate).to(ones.dtype),  # a product, so that the rate has a derivative
         }

@@ -141,11 +141,9 @@ def _compiled(
     definition: Definition, constant: tuple[tuple[str, Any], ...], options: tuple[tuple[str, Any], ...]
 ) -> Any:
     def run(numbers: Hyper, scalars: Scalars, rows: Sequence[Row]) -> tuple[Scalars, list[list[Tensor]]]:
-        after, values = updated(definition, {**dict(constant), **numbers}, scalars, rows)
-        for row, new in zip(rows, values):
-            for target, value in zip(written(row), new):
-                target.copy_(value)
-        return after, [written(row) for row in rows]
+        after, values = updated(definition, {**dict(constant), **_mapped(_as_scalar, numbers)}, scalars, rows)
+        # What copy_ returns is returned: torch 2.13 drops a copy_ into a 0-d float64 tensor whose result is not used.
+        return after, [[t.copy_(value) for t, value in zip(written(row), new)] for row, new in zip(rows, values)]
 
     options_ = {"fullgraph": True, "dynamic": definition.elementwise, "isolate_recompiles": True, **dict(options)}
     return torch.compile(run, **options_)
@@ -160,11 +158,25 @@ def _split(definition: Definition, hyper: Hyper) -> tuple[Hyper, Hyper]:
         if switched_off or key in definition.constants or value is None or isinstance(value, (bool, str)):
             constant[key] = value
         else:
-            numbers[key] = _as_tensors(value)
+            numbers[key] = _mapped(_as_vector, value)
     return constant, numbers
 
 
-def _as_tensors(value: Any) -> Any:
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """`function` of all tensors and numbers in a hyperparameter, or in a dict of them."""
+    if isinstance(value, dict):
+        return {key: _mapped(function, item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(map(_as_tensors, value))
-    return torch.tensor(float(value), dtype=torch.float64) if isinstance(value, (int, float)) else value
+        return tuple(_mapped(function, item) for item in value)
+    return value if value is None else function(value)
+
+
+def _as_vector(value: Any) -> Any:
+    """A number as a tensor of one axis: one of none in float64 makes torch 2.13 compile everything twice."""
+    if isinstance(value, Tensor):
+        return value.reshape(1)
+    return torch.full((1,), float(value), dtype=torch.float64) if isinstance(value, (int, float)) else value
+
+
+def _as_scalar(value: Any) -> Any:
+    return value.reshape(()) if isinstance(value, Tensor) else value

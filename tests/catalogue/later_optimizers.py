@@ -164,7 +164,7 @@ LATER_OPTIMIZERS: tuple[Entry, ...] = (
             {"learning_rate": 0.05, "nesterov": False, "layout": "in_out", "adam_learning_rate": 0.02},
             {"learning_rate": 0.05, "muon_weight_dimension_numbers": convolutions, "consistent_rms": 0.2},
             {"learning_rate": 0.05, "eps": 1e-2, "ns_coeffs": "dion", "preconditioning": "aol", "adaptive": True},
-            {"learning_rate": 0.05, "ns_dtype": torch.bfloat16, "eps_mode": "floor", "bias_correction": False},
+            {"learning_rate": 0.05, "ns_dtype": torch.float64, "eps_mode": "floor", "bias_correction": False},
         ),
         scalars=("learning_rate", *MUON_SCALARS, "weight_decay", "adam_learning_rate", "consistent_rms"),
         optax=optax_muon,

@@ -77,6 +77,8 @@ def declared(entry: Entry, case: dict[str, Any]) -> Declared:
         facts["float32_tolerance"] = None  # it asks for gradients at points that the params' dtype has
     if "weight_decay_rate" in case:
         facts |= DECAYS
+    if case.get("eps", case.get("epsilon", 0.0)) is None:
+        facts["float32_tolerance"] = None  # each dtype has its own
     if "state_dtype" in case:
         facts["zero_fixpoint"] = None  # params follow a rounded z
     if stored:
