@@ -347,3 +347,20 @@ def test_modules_of_torch_optim_are_found_under_our_name() -> None:
             assert getattr(ours, public) is getattr(theirs, public)
     ours, theirs = importlib.import_module("funcopt.optim.optimizer"), importlib.import_module("torch.optim.optimizer")
     assert ours.required is theirs.required
+
+
+def test_fused_momentum_after_a_skipped_first_step_and_for_a_late_gradient() -> None:
+    """Torch's buffer is uninitialised memory after the one, and its step a TypeError for the other."""
+    early, late = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = funcopt.optim.SGD([early, late], lr=0.1, momentum=0.9, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    early.grad = torch.full((3,), float("inf"))
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+    assert (early == 1).all()
+    early.grad = torch.ones(3)
+    optimizer.step()
+    late.grad = torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(early.detach(), torch.full((3,), 1 - 0.1 * (1 + 1.9)))
+    torch.testing.assert_close(late.detach(), torch.full((3,), 1 - 0.1))
