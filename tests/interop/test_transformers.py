@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.optim.lr_scheduler import LinearLR
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from tests.interop.runs import assert_moved, assert_same, every_pair
 
@@ -16,12 +16,18 @@ def offline(monkeypatch):
         monkeypatch.setenv(name, "1")
 
 
-def language_model() -> GPT2LMHeadModel:
+def language_model() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=1, n_head=2, n_embd=8, n_positions=8, vocab_size=16, bos_token_id=0, eos_token_id=0, use_cache=False
+    config = LlamaConfig(
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        hidden_size=8,
+        intermediate_size=16,
+        vocab_size=16,
+        max_position_embeddings=8,
+        use_cache=False,
     )
-    return GPT2LMHeadModel(config)
+    return LlamaForCausalLM(config).double()
 
 
 def sentences() -> list[dict[str, torch.Tensor]]:
@@ -61,12 +67,12 @@ def test_class_and_arguments(pair, tmp_path):
     theirs, _ = trained(tmp_path / "theirs", optimizer_cls_and_kwargs=(pair.theirs, kwargs))
     assert isinstance(trainer.optimizer.optimizer, pair.mine)
     assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.1, 0.0]
-    assert_same(mine, theirs, tolerance=1e-6)
+    assert_same(mine, theirs, tolerance=1e-9)
     assert_moved(mine, language_model())
 
     checkpoint = str(tmp_path / "mine" / "checkpoint-4")
     resumed, _ = trained(tmp_path / "resumed", checkpoint, optimizer_cls_and_kwargs=(pair.mine, kwargs))
-    assert_same(resumed, mine, tolerance=1e-7)
+    assert_same(resumed, mine, tolerance=1e-9)
 
 
 @every_pair
@@ -83,5 +89,5 @@ def test_an_optimizer_and_a_scheduler(pair, tmp_path):
             optimizers=(optimizer, scheduler),
         ).train()
         models.append(model)
-    assert_same(*models, tolerance=1e-6)
+    assert_same(*models, tolerance=1e-9)
     assert_moved(models[0], language_model())

@@ -1,6 +1,7 @@
 """What surrounds a step: closures, hooks, missing gradients, groups, schedulers, gradient scaling, averaging."""
 
 import gc
+import importlib
 import weakref
 
 import pytest
@@ -335,3 +336,31 @@ def test_a_group_has_its_own_initial_accumulator() -> None:
     optimizer = funcopt.optim.Adagrad(groups)
     assert (optimizer.state[second]["sum"] == 0.5).all()
     assert (optimizer.state[first]["sum"] == 0).all()
+
+
+def test_modules_of_torch_optim_are_found_under_our_name() -> None:
+    """A script may say funcopt.optim for torch.optim wherever it occurs, and not in one line only."""
+    for name in ("lr_scheduler", "swa_utils"):
+        ours, theirs = importlib.import_module(f"funcopt.optim.{name}"), importlib.import_module(f"torch.optim.{name}")
+        assert getattr(funcopt.optim, name) is ours
+        for public in theirs.__all__:
+            assert getattr(ours, public) is getattr(theirs, public)
+    ours, theirs = importlib.import_module("funcopt.optim.optimizer"), importlib.import_module("torch.optim.optimizer")
+    assert ours.required is theirs.required
+
+
+def test_fused_momentum_after_a_skipped_first_step_and_for_a_late_gradient() -> None:
+    """Torch's buffer is uninitialised memory after the one, and its step a TypeError for the other."""
+    early, late = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = funcopt.optim.SGD([early, late], lr=0.1, momentum=0.9, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    early.grad = torch.full((3,), float("inf"))
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+    assert (early == 1).all()
+    early.grad = torch.ones(3)
+    optimizer.step()
+    late.grad = torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(early.detach(), torch.full((3,), 1 - 0.1 * (1 + 1.9)))
+    torch.testing.assert_close(late.detach(), torch.full((3,), 1 - 0.1))
