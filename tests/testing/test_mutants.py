@@ -46,7 +46,7 @@ WITNESSES = {
     "complex_phase": "square_of_a_complex_gradient",
     "reference": "stale_update",
     "accumulation": "sum_in_place_of_the_mean",
-    "float32_accuracy": "zero_norm_divides",
+    "float32_accuracy": "correction_in_the_leafs_dtype",
     "half_precision": "square_in_float16",
     "tensors_mean_numbers": "decay_in_float32",
     "vmap_over_models": "counter_without_a_device",
@@ -56,7 +56,7 @@ WITNESSES = {
     "derivative_in_params": "decay_without_gradient",
     "derivative_in_hyperparameters": "rate_without_gradient",
     "adapter": "parameters_kept",
-    "compiled": "rate_read_from_the_device",
+    "compiled": "branch_on_a_value",
     "compiled_hyperparameters": "rate_checked_by_comparison",
 }
 """For every law a mutant that it catches; the whole table is printed by `python -m tests.testing.mutants`."""
