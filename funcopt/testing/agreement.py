@@ -46,8 +46,8 @@ def float32_accuracy(tx: Any, params: Any, gradients: Any, *, extra: Any, declar
 
 
 def _require_close_updates(found: list[Any], expected: list[Any], what: str, granted: float) -> None:
-    steps = [[{"updates": updates} for updates in run] for run in (found, expected)]
-    require_close_run(*steps, what, rtol=granted)
+    one, other = ([{"updates": updates} for updates in run] for run in (found, expected))
+    require_close_run(one, other, what, rtol=granted)
 
 
 @law(lambda tx, declared: declared.reference is not None)

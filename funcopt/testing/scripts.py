@@ -79,15 +79,19 @@ def _imports(value: Any, names: dict[str, set[str]]) -> list[str]:
 
 def _place(value: Any) -> str | None:
     """The module that a function or class can be imported from, in another process too."""
-    public = ("funcopt", "funcopt.testing", "funcopt.testing.laws") if value.__module__.startswith("funcopt.") else ()
-    for module in (*public, value.__module__):
-        try:
-            found = operator.attrgetter(value.__qualname__)(sys.modules[module])
-        except (AttributeError, KeyError):
+    home: str = value.__module__
+    public = ("funcopt", "funcopt.testing", "funcopt.testing.laws") if home.startswith("funcopt.") else ()
+    for name in (*public, home):
+        module = sys.modules.get(name)
+        if name == "__main__" or getattr(module, "__spec__", None) is None:  # there is no file that import would find
             continue
-        same = inspect.unwrap(getattr(found, "function", found)) is inspect.unwrap(value)
-        if same and module != "__main__":
-            return module
+        try:
+            found = operator.attrgetter(value.__qualname__)(module)
+        except AttributeError:
+            continue
+        same: bool = inspect.unwrap(getattr(found, "function", found)) is inspect.unwrap(value)
+        if same:
+            return name
     return None
 
 
