@@ -1,5 +1,6 @@
 """What the laws run: a few steps of a transformation, on trees like those given."""
 
+import copy
 import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -145,6 +146,16 @@ def dtype_of(params: tree.Tree) -> torch.dtype:
 def copied(values: tree.Tree) -> tree.Tree:
     """A copy of every tensor; what a wrong state holds besides is kept."""
     return tree.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, values)
+
+
+def exact_copy(values: tree.Tree) -> tree.Tree:
+    """A copy of every tensor, with its place in its storage; of a view, the whole storage is copied."""
+
+    def copy_leaf(leaf: Tensor) -> Tensor:
+        plain = leaf.is_contiguous() and leaf.storage_offset() == 0
+        return leaf.clone() if plain else copy.deepcopy(leaf.detach())
+
+    return tree.map(copy_leaf, values)
 
 
 def zeros(values: tree.Tree) -> tree.Tree:

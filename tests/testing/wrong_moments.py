@@ -174,6 +174,7 @@ def difference_times_the_wrong_decay():
     return _adan(0.08)
 
 
+@fo.factory
 def _adan(factor):
     def rule(t, g, last, m, v):
         change = torch.where(t == 1, torch.zeros_like(g), g - last)
@@ -188,6 +189,7 @@ def swapped_difference():
     return _mars(-1.0)
 
 
+@fo.factory
 def _mars(sign):
     def rule(t, g, last):
         return -RATE * (g + sign * 0.2 * torch.where(t == 1, torch.zeros_like(g), g - last)), g
