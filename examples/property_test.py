@@ -58,6 +58,7 @@ WHY = {
     "vmap_over_models": "torch.zeros(()) comes from no leaf: vmap cannot give each model a counter of its own",
     "vmap_over_hyperparameters": "the same float32 power: each rate trains on other numbers than alone",
     "derivatives_finite_at_zero": "√ν has an infinite derivative at 0, and 0 · ∞ is NaN",
+    "adapter": "states are written in place there: what is written into nu is then in mu, which is the same tensor",
     "compiled": "the compiler notes that mu is nu, and compiles again once they differ",
 }
 """For every law that the naive Adam breaks, the reason."""

@@ -12,6 +12,7 @@ from funcopt.testing.runs import dict_by_path, set_gradients
 from funcopt.testing.trajectory import (
     copied,
     follow,
+    generic,
     generic_case,
     in_dtype,
     plus,
@@ -46,8 +47,8 @@ def float32_accuracy(tx: Any, params: Any, gradients: Any, *, extra: Any, declar
 
 
 def _require_close_updates(found: list[Any], expected: list[Any], what: str, granted: float) -> None:
-    steps = [[{"updates": updates} for updates in run] for run in (found, expected)]
-    require_close_run(*steps, what, rtol=granted)
+    one, other = ([{"updates": updates} for updates in run] for run in (found, expected))
+    require_close_run(one, other, what, rtol=granted)
 
 
 @law(lambda tx, declared: declared.reference is not None)
@@ -99,7 +100,8 @@ def adapter(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) 
     start = {name: tree.clone(leaf) for name, leaf in dict_by_path(params).items() if leaf is not None}
     if not start:  # torch.optim takes no empty list
         return
-    named = [{name: dict_by_path(grads)[name] for name in start} for grads in gradients]
+    generic_step = tree.map(lambda leaf, g: g.to(leaf.dtype), start, generic(start, 5))  # gradients may all be zeros
+    named = [{name: dict_by_path(grads)[name] for name in start} for grads in gradients] + [generic_step]
     expected = [step[1:] for step in follow(tx, start, named, extra)]
     moved = {name: torch.nn.Parameter(leaf.clone()) for name, leaf in start.items()}
     optimizer, found = Optimizer(list(moved.items()), tx), []

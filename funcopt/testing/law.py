@@ -1,12 +1,13 @@
 """What a law is: a function that raises LawViolation, with a statement, and a word on what it applies to."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from funcopt import tree
 from funcopt.testing.comparison import require_tensors
 from funcopt.testing.declared import Declared
+from funcopt.testing.trajectory import exact_copy
 from funcopt.testing.violation import LawViolation
 from funcopt.transform import Coupling, GradientTransformation
 
@@ -61,20 +62,23 @@ class Law:
         """
         declared = declared or Declared()
         given = {**(declared.extra or {}), **(extra or {})}
+        declared = replace(declared, extra=given or None)
+        kept = params, gradients
+        params, gradients = exact_copy(kept)  # a wrong transformation writes into them
         try:
             self.function(tx, params, gradients, extra=given, declared=declared)
         except LawViolation as violation:
-            raise self._explained(violation, tx, (params, gradients), declared, extra) from violation.__cause__
+            raise self._explained(violation, tx, kept, declared) from violation.__cause__
         except Exception as error:
-            failure = LawViolation(_reason(tx, params) or f"{type(error).__name__}: {error}")
-            raise self._explained(failure, tx, (params, gradients), declared, extra) from error
+            failure = LawViolation(_reason(tx, exact_copy(kept[0])) or f"{type(error).__name__}: {error}")
+            raise self._explained(failure, tx, kept, declared) from error
 
     def _explained(
-        self, violation: LawViolation, tx: GradientTransformation, case: Any, declared: Declared, extra: Any
+        self, violation: LawViolation, tx: GradientTransformation, case: Any, declared: Declared
     ) -> LawViolation:
         violation.law, violation.statement, violation.remedy = self.name, self.statement, self.remedy
         violation.transformation, violation.case = tx, case
-        violation.check, violation.declared, violation.extra = self, declared, extra
+        violation.check, violation.declared = self, declared
         return violation
 
 

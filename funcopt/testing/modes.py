@@ -15,7 +15,6 @@ from funcopt.transform import apply_updates
 
 BACKEND = "aot_eager"
 """Traces and functionalises as Inductor does, without generating code."""
-_STEPS = 6  # a graph for an int that has become dynamic appears at the second or third
 _MODELS = 3
 
 
@@ -27,7 +26,7 @@ def compiled(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any,
         updates, state = tx.update(grads, state, params, **extra)
         return updates, state, apply_updates(params, updates)
 
-    params, gradients = drawn_case(params, gradients, torch.float32, steps=_STEPS)
+    params, gradients = drawn_case(params, gradients[:4], torch.float32, more=2)
     with torch.no_grad():
         expected = follow(tx, params, gradients, extra)
         start = _start(tx, params)
@@ -61,14 +60,14 @@ def compiled_hyperparameters(
 ) -> None:
     """Compiled with its construction, a hyperparameter that is a tensor changes without a new graph."""
     values, make = hyperparameters(tx, declared), remaker(tx)
-    params, (grads, *_) = drawn_case(params, gradients, torch.float32, steps=1)
+    params, gradients = drawn_case(params, gradients[:1], torch.float32, more=2)
 
     def updates_of(values: Any, params: Any, grads: Any) -> Any:
         made = make(values)
         return made.update(grads, made.init(params), params, **extra)[0]
 
     run = _fresh(updates_of, backend)
-    for number, factor in enumerate((1.0, 0.9, 0.5)):
+    for number, (factor, grads) in enumerate(zip((1.0, 0.9, 0.5), gradients)):
         # Not float64: a 0-d float64 input lets Dynamo trace everything twice.
         scaled = {name: torch.tensor(factor * value, dtype=torch.float32) for name, value in values.items()}
         with torch.compiler.set_stance("default" if number == 0 else "fail_on_recompile"):
@@ -106,7 +105,7 @@ def _stack(trees: list[Any]) -> Any:
 @law(_has_hyperparameters, share=0.25, remedy="Declared(hyperparameters=...) with those that may be tensors")
 def vmap_over_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """vmap over a hyperparameter gives what a loop over its values gives."""
-    params, gradients = drawn_case(params, gradients)
+    params, gradients = drawn_case(params, gradients, more=1)
     factor, start = storage_factor(declared, torch.float64), _start(tx, params)
     for name, value in hyperparameters(tx, declared).items():
         values = value * torch.tensor([1.0, 0.7, 0.4], dtype=torch.float64)
@@ -121,7 +120,7 @@ def vmap_over_hyperparameters(tx: Any, params: Any, gradients: Any, *, extra: An
 @law(_has_hyperparameters, share=0.25, remedy="Declared(hyperparameters=...) with those that may be tensors")
 def tensors_mean_numbers(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) -> None:
     """A hyperparameter given as a 0-d tensor means what its number means."""
-    params, gradients = drawn_case(params, gradients)
+    params, gradients = drawn_case(params, gradients, more=1)
     expected, start = follow(tx, params, gradients, extra), _start(tx, params)
     factor = storage_factor(declared, torch.float64)
     for name, value in hyperparameters(tx, declared).items():

@@ -36,11 +36,13 @@ def source(value: Any) -> str:
         return _number(value, torch.float64)
     if isinstance(value, Call):
         return _call(value.name, value.args, value.kwargs)
+    if isinstance(value, GradientTransformation):
+        return "unknown_transformation"
     if isinstance(value, functools.partial):
         return _call("functools.partial", (value.func, *value.args), value.keywords)
     if is_named_tuple(value):
         return _call(type(value).__name__, (), value._asdict())
-    if dataclasses.is_dataclass(value) and not isinstance(value, (type, GradientTransformation)):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _call(type(value).__name__, (), fields_of(value))
     if type(value) in (list, tuple):
         shown = ", ".join(map(source, value))

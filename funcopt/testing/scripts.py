@@ -12,6 +12,8 @@ from funcopt import tree
 from funcopt.testing.printing import fields_of, is_named_tuple, name_of, origin, source
 from funcopt.transform import GradientTransformation, Params, Updates
 
+_NOTHING = object()
+
 
 def reproducer(params: Params, gradients: list[Updates], tx: GradientTransformation) -> str:
     """A script that runs `tx` on these values, one step for each tree of gradients, and prints each step.
@@ -25,7 +27,8 @@ def reproducer(params: Params, gradients: list[Updates], tx: GradientTransformat
         (params, gradients, tx),
         {"funcopt": {"apply_updates"}},
         [
-            *_case(params, gradients, tx),
+            *_values(params, gradients),
+            f"tx = {source(tx)}",
             "",
             "state = tx.init(params)",
             "for step, gradient in enumerate(gradients):",
@@ -37,38 +40,50 @@ def reproducer(params: Params, gradients: list[Updates], tx: GradientTransformat
 
 
 def law_reproducer(
-    law: Any, params: Params, gradients: list[Updates], tx: GradientTransformation, declared: Any, extra: Any
+    law: Any, params: Params, gradients: list[Updates], tx: GradientTransformation, declared: Any
 ) -> str:
     """A script that checks one law in one case: a law is a function of these alone, whatever numbers it adds."""
-    arguments = {name: value for name, value in (("declared", declared), ("extra", extra)) if fields_of(value) or value}
-    arguments = {name: value for name, value in arguments.items() if source(value) != "Declared()"}
-    given = "".join(f", {name}={source(value)}" for name, value in arguments.items())
+    told = f", {source(declared)}" if fields_of(declared) else ", None"
+    subject = source(tx) if _remembers(tx.call) else _factory(tx.call)
     return _script(
-        (params, gradients, tx, law, *arguments.values()),
-        {},
-        [*_case(params, gradients, tx), "", f"{name_of(law.function)}(tx, params, gradients{given})"],
+        (params, gradients, tx, law, *([declared] if fields_of(declared) else [])),
+        {"funcopt.testing": {"check"}},
+        [*_values(params, gradients), "", f"check({subject}, [{name_of(law.function)}]{told}, params, gradients)"],
+        functools_too=subject.startswith("functools."),
     )
 
 
-def _script(values: Any, names: dict[str, set[str]], lines: list[str]) -> str:
-    return "\n".join((*_imports(values, names), "", *lines, ""))
+def _remembers(call: Any) -> bool:
+    """Whether what the call makes knows the call, as under `funcopt.factory`; a plain factory is handed on itself."""
+    return call is None or hasattr(call.function, "__wrapped__") or _found(call.function) is not call.function
 
 
-def _case(params: Params, gradients: list[Updates], tx: GradientTransformation) -> list[str]:
+def _factory(call: Any) -> str:
+    given = functools.partial(call.function, *call.args, **call.kwargs)
+    return source(given) if call.args or call.kwargs else name_of(call.function)
+
+
+def _script(values: Any, names: dict[str, set[str]], lines: list[str], *, functools_too: bool = False) -> str:
+    modules = {"torch", "functools"} if functools_too else {"torch"}
+    return "\n".join((*_imports(values, names, modules), "", *lines, ""))
+
+
+def _values(params: Params, gradients: list[Updates]) -> list[str]:
     return [
         f"params = {source(params)}",
         "gradients = [",
         *(f"    {source(gradient)}," for gradient in gradients),
         "]",
-        "# define here: tx, which no funcopt.factory has made" if tx.call is None else f"tx = {source(tx)}",
     ]
 
 
-def _imports(value: Any, names: dict[str, set[str]]) -> list[str]:
-    missing, modules = set(), {"torch"}
+def _imports(value: Any, names: dict[str, set[str]], modules: set[str]) -> list[str]:
+    missing = set()
     for named in _named(value):
         if isinstance(named, str):
             modules.add(named)
+        elif isinstance(named, GradientTransformation):
+            missing.add(f"# define here: {source(named)}, which no funcopt.factory has made")
         elif place := _place(named):
             names.setdefault(place, set()).add(named.__qualname__.split(".")[0])
         else:
@@ -79,22 +94,33 @@ def _imports(value: Any, names: dict[str, set[str]]) -> list[str]:
 
 def _place(value: Any) -> str | None:
     """The module that a function or class can be imported from, in another process too."""
-    public = ("funcopt", "funcopt.testing", "funcopt.testing.laws") if value.__module__.startswith("funcopt.") else ()
-    for module in (*public, value.__module__):
-        try:
-            found = operator.attrgetter(value.__qualname__)(sys.modules[module])
-        except (AttributeError, KeyError):
-            continue
-        same = inspect.unwrap(getattr(found, "function", found)) is inspect.unwrap(value)
-        if same and module != "__main__":
-            return module
+    home: str = value.__module__
+    public = ["funcopt", "funcopt.testing", "funcopt.testing.laws"] if home.startswith("funcopt.") else []
+    for name in [*public, home]:
+        found = _found(value, name)
+        if inspect.unwrap(getattr(found, "function", found)) is inspect.unwrap(value):
+            return name
     return None
+
+
+def _found(value: Any, name: str | None = None) -> Any:
+    """What a module has under the name of `value`; nothing where there is no file that import would find."""
+    name = value.__module__ if name is None else name
+    module = sys.modules.get(name)
+    if name == "__main__" or getattr(module, "__spec__", None) is None:
+        return _NOTHING
+    try:
+        return operator.attrgetter(value.__qualname__)(module)
+    except AttributeError:
+        return _NOTHING
 
 
 def _named(value: Any) -> Iterator[Any]:
     """The functions and classes whose names occur in the source of `value`, and the names of modules."""
     value = origin(value)
-    if isinstance(value, functools.partial):
+    if isinstance(value, GradientTransformation):  # of no call that is known
+        yield value
+    elif isinstance(value, functools.partial):
         yield "functools"
         yield from _named([value.func, *value.args, *value.keywords.values()])
     elif hasattr(value, "function"):  # a call, or a law

@@ -1,5 +1,6 @@
 """What the laws run: a few steps of a transformation, on trees like those given."""
 
+import copy
 import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -80,11 +81,12 @@ def generic_case(
 
 
 def drawn_case(
-    params: tree.Tree, gradients: list[tree.Tree], dtype: torch.dtype = torch.float64, steps: int | None = None
+    params: tree.Tree, gradients: list[tree.Tree], dtype: torch.dtype = torch.float64, more: int = 0
 ) -> tuple[tree.Tree, list[tree.Tree]]:
-    """The numbers of a case, contiguous in one real dtype, with zeros for absent gradients, which come in turn.
+    """The numbers of a case, contiguous in one real dtype, with zeros for absent gradients; then `more` generic steps.
 
-    For laws that need one dtype and the same leaves at every step, and are to fail, and shrink, by their numbers.
+    For laws that need one dtype and the same leaves at every step, and are to fail, and shrink, by their numbers. The
+    generic steps are for cases of zeros, on which much holds that does not hold elsewhere.
     """
     params = tree.clone(in_dtype(filled(params), dtype))
 
@@ -93,8 +95,7 @@ def drawn_case(
         leaves = [torch.zeros_like(p) if g is None else g for p, g in zip(tree.flatten(params)[0], given)]
         return tree.clone(in_dtype(tree.unflatten(leaves, structure), dtype))
 
-    turns = itertools.islice(itertools.cycle(gradients), len(gradients) if steps is None else steps)
-    return params, [fill(grads) for grads in turns]
+    return params, [*map(fill, gradients), *(generic(params, 2 + step, dtype) for step in range(more))]
 
 
 _LARGEST = 10.0
@@ -105,9 +106,10 @@ def smooth_case(
 ) -> tuple[tree.Tree, list[tree.Tree]]:
     """`drawn_case`, away from where rules have kinks: from zero, from round numbers, from ties, and from infinity.
 
-    Every number is moved away from zero by 1 to 2 times `margin`, each by another part of it.
+    Every number is moved away from zero by 1 to 2 times `margin`, each by another part of it. The gradients come in
+    turn for as many steps.
     """
-    params, gradients = drawn_case(params, gradients, steps=steps)
+    params, gradients = drawn_case(params, list(itertools.islice(itertools.cycle(gradients), steps)))
 
     def move(leaf: Tensor, noise: Tensor) -> Tensor:
         finite = leaf.nan_to_num(0.0).clamp(-_LARGEST, _LARGEST)
@@ -144,6 +146,16 @@ def dtype_of(params: tree.Tree) -> torch.dtype:
 def copied(values: tree.Tree) -> tree.Tree:
     """A copy of every tensor; what a wrong state holds besides is kept."""
     return tree.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, values)
+
+
+def exact_copy(values: tree.Tree) -> tree.Tree:
+    """A copy of every tensor, with its place in its storage; of a view, the whole storage is copied."""
+
+    def copy_leaf(leaf: Tensor) -> Tensor:
+        plain = leaf.is_contiguous() and leaf.storage_offset() == 0
+        return leaf.clone() if plain else copy.deepcopy(leaf.detach())
+
+    return tree.map(copy_leaf, values)
 
 
 def zeros(values: tree.Tree) -> tree.Tree:

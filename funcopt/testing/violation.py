@@ -18,7 +18,7 @@ class LawViolation(AssertionError):  # noqa: N818  # it is no error of the progr
         problem: what was found instead.
         transformation: what broke it.
         case: the params and the gradients that it was found with, or None.
-        check, declared, extra: the law itself, and what it was told besides.
+        check, declared: the law itself, and what was declared.
         remedy: what to declare if it is meant so, or "".
     """
 
@@ -29,7 +29,6 @@ class LawViolation(AssertionError):  # noqa: N818  # it is no error of the progr
     case: tuple[tree.Tree, list[tree.Tree]] | None = None
     check: Any = None
     declared: Any = None
-    extra: Any = None
     smallest = False  # whether the case has been shrunk
 
     def __init__(self, problem: str) -> None:
@@ -52,7 +51,7 @@ class LawViolation(AssertionError):  # noqa: N818  # it is no error of the progr
         """
         if self.case is None or self.check is None:
             return ""
-        return law_reproducer(self.check, *self.case, self.transformation, self.declared, self.extra)
+        return law_reproducer(self.check, *self.case, self.transformation, self.declared)
 
 
 def _told(params: tree.Tree, gradients: list[tree.Tree]) -> list[str]:

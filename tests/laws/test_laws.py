@@ -80,14 +80,15 @@ def test_compiled_with_all_leaves(entry, case):
     check(factory_of(entry, case), [compiled], declared(entry, case), *case_of(SHAPES))
 
 
-UNMASKED = [(entry, case) for entry, case in CASES if "mask" not in case]
+UNMASKED = [entry for entry in ENTRIES if "mask" not in entry.cases[-1]]  # a mask is written for certain leaves
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry, case", UNMASKED, ids=case_id)
-def test_laws_on_drawn_cases(entry, case):
+@pytest.mark.parametrize("entry", UNMASKED, ids=str)
+def test_laws_on_drawn_cases(entry):
     """Params of any structure, layout and dtype, gradients that vanish, explode, or are absent."""
-    check(factory_of(entry, case), [*EAGER, *TRANSFORMED[:-2]], declared(entry, case), max_examples=8)
+    case = entry.cases[-1]
+    check(factory_of(entry, case), [*EAGER, *TRANSFORMED[:-2]], declared(entry, case), max_examples=4)
 
 
 def test_quirks_name_entries():

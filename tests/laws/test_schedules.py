@@ -8,6 +8,7 @@ from torch._dynamo.utils import counters as compiler_counters
 
 import funcopt as fo
 import funcopt.schedules
+from funcopt.testing import check_schedule
 from tests.catalogue import SCHEDULE_CASES, SCHEDULES, case_id
 
 LAST = 2**31 - 1
@@ -100,6 +101,23 @@ def test_pure(entry, case):
     assert torch.equal(schedule(count), kept) and count == 3
     assert torch.equal(entry.make(**case.arguments)(count), kept)
     assert arguments == case.arguments
+
+
+@pytest.mark.parametrize(
+    "schedule, direction",
+    [
+        (fo.constant_schedule(0.3), "increasing"),
+        (fo.linear_schedule(1.0, 0.1, 5, 2), "decreasing"),
+        (fo.polynomial_schedule(0.1, 1.0, 2.0, 8), "increasing"),
+        (fo.exponential_decay(0.5, 2, 0.7, end_value=0.2), "decreasing"),
+        (fo.cosine_decay_schedule(0.1, 20, 0.1, 2.0), "decreasing"),
+        (fo.warmup_constant_schedule(0.0, 1.0, 5), "increasing"),
+        (fo.piecewise_constant_schedule(1.0, {3: 0.5, 7: 0.1}), "decreasing"),
+        (fo.piecewise_interpolate_schedule("cosine", 1.0, {3: 2.0, 7: 2.0}), "increasing"),
+    ],
+)
+def test_what_is_said_to_rise_or_to_fall_does(schedule, direction):
+    check_schedule(schedule, monotone=direction)
 
 
 @every_case_with_scalars

@@ -105,6 +105,14 @@ SPECIAL: dict[str, tuple[Any, Declared]] = {
     ),
     "clip": (functools.partial(fo.clip, 0.7), Declared(bounded=0.7, idempotent=True, complex=False)),
     "clip_by_global_norm": (functools.partial(fo.clip_by_global_norm, 1.5), Declared(norm_bounded=1.5)),
+    "a projection": (
+        lambda: fo.keep_params_in(fo.projection_l2_ball),
+        Declared(coupling="treewise", zero_fixpoint=None, odd=False, idempotent=True),
+    ),
+    "three gradients": (
+        lambda: fo.accumulate_gradients(fo.adam(0.1), 3),
+        Declared(accumulates=(3, fo.adam(0.1))),
+    ),
     "adam is its definition": (
         lambda: fo.chain(fo.scale_by_adam(0.8, 0.95, 1e-3), fo.scale(-0.1)),
         Declared(reference=fo.adam(0.1, 0.8, 0.95, 1e-3)),

@@ -142,7 +142,7 @@ def test_a_script_names_what_it_cannot_import():
     assert "# define here: lambda_of_line_" in script and f", of {__name__}" in script
     unknown = fo.GradientTransformation(made.init, made.update)
     (violation,) = violations(unknown, EAGER[:1], params={"w": torch.ones(2)})
-    assert "# define here: tx, which no funcopt.factory has made" in violation.reproducer()
+    assert "# define here: unknown_transformation, which no funcopt.factory has made" in violation.reproducer()
 
 
 def test_a_leaf_is_not_taken_for_another_whose_path_ends_its_own():

