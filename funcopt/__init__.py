@@ -35,6 +35,7 @@ from funcopt.pack import (
     unpack as unpack,
 )
 from funcopt.compile import compile as compile
+from funcopt.update_step import compile_update as compile_update
 
 # Schedules
 from funcopt.schedules.cyclic import (

@@ -220,7 +220,7 @@ def learn(
 
 def _conditions(leaves: list[Tensor], pins: list["Pin"]) -> Callable[[list[Tensor]], bool]:
     # The same checks in C++ that Dynamo makes for tensors and for the global state.
-    tensors, state = _guards.TensorGuards(*leaves, dynamic_dims_sizes=None, dynamic_dims_strides=None), _State()
+    tensors, state = _guards.TensorGuards(*leaves, dynamic_dims_sizes=None, dynamic_dims_strides=None), _Settings()
 
     def hold(leaves: list[Tensor]) -> bool:
         return tensors.check(*leaves) and state.check() and all(pin.holds() for pin in pins)
@@ -228,7 +228,7 @@ def _conditions(leaves: list[Tensor], pins: list["Pin"]) -> Callable[[list[Tenso
     return hold
 
 
-class _State:
+class _Settings:
     """Modes and settings of torch that a graph may depend on."""
 
     def __init__(self) -> None:

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "periodic_update": "tests/test_transform.py",
     "global_norm": "tests/test_tree.py",
     "compile": "tests/test_compile.py",
+    "compile_update": "tests/test_update_step.py",
     "pack": "tests/test_pack.py",
     "pack_like": "tests/test_pack.py",
     "unpack": "tests/test_pack.py",

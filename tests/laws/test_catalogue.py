@@ -19,7 +19,10 @@ LAYERS = (
     ("wrappers",),
     ("transforms", "linesearch"),
     ("rules",),
-    ("compile", "differentiate", "distributed", "checkpoint", "optim"),
+    ("replay",),
+    ("compile",),
+    ("update_step", "differentiate", "distributed", "checkpoint"),
+    ("optim",),
     ("testing",),
 )
 
