@@ -147,7 +147,7 @@ def test_in_place(clipped):
     model = tree.map(lambda leaf: torch.nn.Parameter(leaf.clone()), params)
     model["large"][0] = torch.nn.Parameter(params["large"][0].t().contiguous().t())
     parameters = tree.leaves(model)
-    step, counter = compile_update(transformation, in_place=True)
+    step, _ = compile_update(transformation, in_place=True)
     state, mine = transformation.init(params), transformation.init(model)
     for i in range(4):
         grads = draw(10 + i, torch.float32, SHAPES)
@@ -183,7 +183,7 @@ def test_mixed_dtypes():
 
 
 def test_extra_arguments():
-    transformation = fo.chain(fo.sgd(0.1), fo.reduce_on_plateau(patience=0))
+    transformation = fo.chain(fo.sgd(0.1), fo.reduce_on_plateau(patience=1))
     params, grads = draw(1, torch.float32, SHAPES), draw(2, torch.float32, SHAPES)
     state = transformation.init(params)
     step, _ = compile_update(transformation)
