@@ -36,6 +36,7 @@ from funcopt.pack import (
 )
 from funcopt.compile import compile as compile
 from funcopt.update_step import compile_update as compile_update
+from funcopt.loop import loop as loop
 
 # Schedules
 from funcopt.schedules.cyclic import (

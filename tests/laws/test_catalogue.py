@@ -21,7 +21,7 @@ LAYERS = (
     ("rules",),
     ("replay",),
     ("compile",),
-    ("update_step", "differentiate", "distributed", "checkpoint"),
+    ("update_step", "loop", "differentiate", "distributed", "checkpoint"),
     ("optim",),
     ("testing",),
 )
