@@ -36,6 +36,8 @@ from funcopt.pack import (
 )
 from funcopt.compile import compile as compile
 from funcopt.sweep import SweepResult as SweepResult, sweep as sweep
+from funcopt.update_step import compile_update as compile_update
+from funcopt.loop import loop as loop
 
 # Schedules
 from funcopt.schedules.cyclic import (

@@ -159,7 +159,7 @@ class Replay:
         key: the outline, without the leaves.
         conditions: what else must hold as it did: the kinds of the leaves, torch's global state, what `fn` refers to.
         apart: whether no two leaves may share memory, since some are written.
-        inputs: numbers of the leaves that the graph takes.
+        inputs: what the graph takes: pairs of 1 and the number of a leaf, or of 0 and a size.
         parts: how the parts of the result are made.
     """
 
@@ -167,7 +167,7 @@ class Replay:
     conditions: Callable[[list[Tensor]], bool]
     apart: bool
     call: Callable[..., Sequence[Any]]
-    inputs: list[int]
+    inputs: list[tuple[int, int]]
     parts: list["Part"]
     several: bool
 
@@ -175,7 +175,7 @@ class Replay:
         return key == self.key and self.conditions(leaves) and (not self.apart or are_apart(leaves))
 
     def __call__(self, args: tuple[Any, ...], leaves: list[Tensor]) -> Any:
-        outputs = self.call(*[leaves[i] for i in self.inputs])
+        outputs = self.call(*[leaves[at] if is_leaf else at for is_leaf, at in self.inputs])
         parts = [part.make(args, outputs, leaves) for part in self.parts]
         return tuple(parts) if self.several else parts[0]
 
@@ -207,20 +207,21 @@ def learn(
     """How to repeat what a call of the compiled `fn` has done, or None where that is not plain."""
     numbers = {id(leaf): i for i, leaf in enumerate(leaves)}
     pins = _pins(fn, run.graph.watched)
-    if pins is None or len(numbers) < len(leaves) or not all(id(leaf) in numbers for leaf in run.inputs):
+    known = all(id(leaf) in numbers or type(leaf) is int for leaf in run.inputs)  # ints are sizes
+    if pins is None or len(numbers) < len(leaves) or not known:
         return None
     several = type(result) is tuple
     parts = [_part(part, run.outputs, numbers, args, donated) for part in (result if several else (result,))]
     if any(part is None for part in parts) or (donated and not are_apart(leaves)):
         return None
-    inputs = [numbers[id(leaf)] for leaf in run.inputs]
+    inputs = [(0, leaf) if type(leaf) is int else (1, numbers[id(leaf)]) for leaf in run.inputs]
     found = [part for part in parts if part is not None]
     return Replay(key, _conditions(leaves, pins), bool(donated), run.graph.call, inputs, found, several)
 
 
 def _conditions(leaves: list[Tensor], pins: list["Pin"]) -> Callable[[list[Tensor]], bool]:
     # The same checks in C++ that Dynamo makes for tensors and for the global state.
-    tensors, state = _guards.TensorGuards(*leaves, dynamic_dims_sizes=None, dynamic_dims_strides=None), _State()
+    tensors, state = _guards.TensorGuards(*leaves, dynamic_dims_sizes=None, dynamic_dims_strides=None), _Settings()
 
     def hold(leaves: list[Tensor]) -> bool:
         return tensors.check(*leaves) and state.check() and all(pin.holds() for pin in pins)
@@ -228,7 +229,7 @@ def _conditions(leaves: list[Tensor], pins: list["Pin"]) -> Callable[[list[Tenso
     return hold
 
 
-class _State:
+class _Settings:
     """Modes and settings of torch that a graph may depend on."""
 
     def __init__(self) -> None:

@@ -5,8 +5,10 @@ ones stay where they are, and one kernel for any size serves them one after the 
 grows with the leaves.
 """
 
+import contextlib
 import operator
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +60,12 @@ def compile_update(
     return _CompiledUpdate(transformation, labels, alone, in_place, options)
 
 
+def _constant_floats() -> AbstractContextManager[Any]:
+    """While compiling for any size: hyperparameters are not sizes, and stay constants."""
+    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(specialize_float=True)
+    return patch
+
+
 class _CompiledUpdate:
     def __init__(
         self, transformation: GradientTransformation, labels: Any, alone: int, in_place: bool, options: dict[str, Any]
@@ -78,9 +86,11 @@ class _CompiledUpdate:
         gradients = home.gather_gradients(grads)
         if self.in_place:
             home.read_params()
-        for block in home.blocks:
-            step = self.for_one_size if block.buffer is None or home.is_shared(block.buffer) else self.for_any_size
-            step(block.params, block.state, home.gradients_for(block, gradients), extra)
+        with contextlib.nullcontext() if home.is_settled else _constant_floats():
+            for block in home.blocks:
+                step = self.for_one_size if block.buffer is None or home.is_shared(block.buffer) else self.for_any_size
+                step(block.params, block.state, home.gradients_for(block, gradients), extra)
+        home.is_settled = True
         if self.in_place:
             home.write_params()
         return home.params, home.state
@@ -140,6 +150,7 @@ class _Home:
         self.params = params if in_place else own
         self.state = _plain_state(housed, structure, self.blocks[0])
         self.packed = packed
+        self.is_settled = False
         self.moved = [(leaf, home) for leaf, home in zip(given, tree.leaves(own)) if home is not leaf]
         self.scratch = [
             None if sizes is None else torch.empty_like(buffer) for buffer, sizes in zip(packed.buffers, layout.sizes)
@@ -174,7 +185,7 @@ class _Home:
     def gradients_for(self, block: _Block, gradients: list[Tensor]) -> Updates:
         if block.buffer is None:
             return Packed(tuple(gradients), self.layout)
-        return gradients[block.buffer].reshape(-1)
+        return _flat(gradients[block.buffer].contiguous())
 
     def read_params(self) -> None:
         for members, buffer, sizes in zip(self.members, self.packed.buffers, self.layout.sizes):
@@ -233,12 +244,17 @@ def _blocks(transformation: GradientTransformation, params: Packed, state: list[
 
     def part(leaf: Any, buffer: int) -> Any:
         # Each block counts its own steps.
-        return leaf.buffers[buffer].detach().view(-1) if isinstance(leaf, Packed) else leaf.clone()
+        return _flat(leaf.buffers[buffer]) if isinstance(leaf, Packed) else leaf.clone()
 
     return [
-        _Block(i, buffer.detach().view(-1), tree.unflatten([part(leaf, i) for leaf in state], structure))
+        _Block(i, _flat(buffer), tree.unflatten([part(leaf, i) for leaf in state], structure))
         for i, buffer in enumerate(params.buffers)
     ]
+
+
+def _flat(leaf: Tensor) -> Tensor:
+    """The numbers of a contiguous leaf as a vector in the same memory, but no view: Dynamo compiles views by base."""
+    return leaf.detach().new_empty(0).set_(leaf.untyped_storage(), leaf.storage_offset(), (leaf.numel(),), (1,))
 
 
 class _Opaque(NamedTuple):

@@ -43,6 +43,8 @@ ELSEWHERE = {
     "global_norm": "tests/test_tree.py",
     "compile": "tests/test_compile.py",
     "sweep": "tests/test_sweep.py",
+    "compile_update": "tests/test_update_step.py",
+    "loop": "tests/test_loop.py",
     "pack": "tests/test_pack.py",
     "pack_like": "tests/test_pack.py",
     "unpack": "tests/test_pack.py",

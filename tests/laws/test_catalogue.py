@@ -22,7 +22,7 @@ LAYERS = (
     ("rules",),
     ("replay",),
     ("compile",),
-    ("update_step", "sweep", "differentiate", "distributed", "checkpoint"),
+    ("update_step", "loop", "sweep", "differentiate", "distributed", "checkpoint"),
     ("optim",),
     ("testing",),
 )
