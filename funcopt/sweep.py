@@ -51,7 +51,7 @@ def sweep(
         ValueError: `steps` or `record_every` is less than 1. At the call: there are no hyperparameters, their leading
             axes differ, or that of the batches is not `steps`.
 
-    >>> train = sweep(sgd, lambda x: x.square().sum(), steps=2, backend="aot_eager")
+    >>> train = sweep(sgd, lambda x: x.square().sum(), steps=2, backend="eager")
     >>> train(torch.ones(1), {"learning_rate": torch.tensor([0.0, 0.25, 0.5])}).params
     tensor([[1.0000],
             [0.2500],
@@ -208,7 +208,7 @@ def _axis(leaf: Tensor, size: int) -> int | None:
     return -1 if leaf.ndim <= 2 else 0
 
 
-def _out_dims(axes: list[int | None]) -> list[int | None]:
+def _out_dims(axes: list[int | None]) -> Any:
     """0 for each axis: for an output that it did not batch, vmap in torch 2.13 reads a negative one out of bounds."""
     return [None if axis is None else 0 for axis in axes]
 
