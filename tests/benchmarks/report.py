@@ -64,17 +64,19 @@ def write_page(results: Results, page: Path, picture_name: str) -> None:
 
 def markdown(results: Results, picture_name: str) -> str:
     facts = results["facts"]
-    return "\n\n".join(
-        (
-            f"Measured with torch {facts['torch']} on {facts['threads']} threads of {facts['processor']}, "
-            f"{facts['bandwidth'] / 1e9:.1f} GB/s; {facts['turns']} turns of {facts['seconds_a_turn']:g} s.",
-            f"![Times as ratios, and compile times]({picture_name})",
-            _table_of_targets(results),
-            "Every contender, adamw: median milliseconds of a step, and megabytes that a step holds at its peak "
-            "beyond what was there.",
+    parts = [
+        f"Measured with torch {facts['torch']} on {facts['threads']} threads of {facts['processor']}, "
+        f"{facts['bandwidth'] / 1e9:.1f} GB/s; {facts['turns']} turns of {facts['seconds_a_turn']:g} s.",
+        f"![Times as ratios, and compile times]({picture_name})",
+        _table_of_targets(results),
+    ]
+    if any(race.kind == "step" and race.rule == "adamw" for race in results["races"]):
+        parts += [
+            "adamw, every contender: median milliseconds of a step, and megabytes that it holds at its peak beyond what "
+            "was there.",
             _table_of_times(results["races"]),
-        )
-    )
+        ]
+    return "\n\n".join(parts)
 
 
 def _table_of_targets(results: Results) -> str:
