@@ -72,8 +72,8 @@ def markdown(results: Results, picture_name: str) -> str:
     ]
     if any(race.kind == "step" and race.rule == "adamw" for race in results["races"]):
         parts += [
-            "adamw, every contender: median milliseconds of a step, and megabytes that it holds at its peak beyond what "
-            "was there.",
+            "adamw, every contender: median milliseconds of a step, and megabytes that it holds at its peak beyond "
+            "what was there.",
             _table_of_times(results["races"]),
         ]
     return "\n\n".join(parts)
