@@ -51,7 +51,7 @@ def sweep(
         ValueError: `steps` or `record_every` is less than 1. At the call: there are no hyperparameters, their leading
             axes differ, or that of the batches is not `steps`.
 
-    >>> train = sweep(sgd, lambda x: x.square().sum(), steps=2, backend="aot_eager")
+    >>> train = sweep(sgd, lambda x: x.square().sum(), steps=2, backend="eager")
     >>> train(torch.ones(1), {"learning_rate": torch.tensor([0.0, 0.25, 0.5])}).params
     tensor([[1.0000],
             [0.2500],
@@ -132,7 +132,7 @@ def _training_run(
     compiled = compile(loop, donate_argnums=0, **options)
 
     def run(params: Params, hyperparams: dict[str, Tensor], batches: tree.Tree) -> tuple[Params, Tensor]:
-        # Outside of the graph: there, two buffers of zeros would be one.
+        # Outside of the graph, which takes the leaves as donated and writes the final ones in their place.
         start = _start(configuration, hyperparams, params, axes)
         # Zeros along the steps also where there are no batches: the loop takes its length from them.
         along = [torch.zeros(steps, device=start[0].device), *tree.leaves(batches)]
@@ -208,8 +208,8 @@ def _axis(leaf: Tensor, size: int) -> int | None:
     return -1 if leaf.ndim <= 2 else 0
 
 
-def _out_dims(axes: list[int | None]) -> list[int | None]:
-    """0 for each axis: for an output that it did not batch, vmap in torch 2.13 reads a negative one out of bounds."""
+def _out_dims(axes: list[int | None]) -> Any:
+    """0 for each axis: vmap in torch 2.13 expands what it did not batch along 0 only; for -1 it reads out of bounds."""
     return [None if axis is None else 0 for axis in axes]
 
 

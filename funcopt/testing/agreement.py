@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from funcopt import tree
-from funcopt.optim import Optimizer
+from funcopt.optim import TransformationOptimizer
 from funcopt.testing.comparison import require_close, require_close_run, require_identical, storage_factor, tolerance
 from funcopt.testing.law import law
 from funcopt.testing.runs import dict_by_path, set_gradients
@@ -104,7 +104,7 @@ def adapter(tx: Any, params: Any, gradients: Any, *, extra: Any, declared: Any) 
     named = [{name: dict_by_path(grads)[name] for name in start} for grads in gradients] + [generic_step]
     expected = [step[1:] for step in follow(tx, start, named, extra)]
     moved = {name: torch.nn.Parameter(leaf.clone()) for name, leaf in start.items()}
-    optimizer, found = Optimizer(list(moved.items()), tx), []
+    optimizer, found = TransformationOptimizer(list(moved.items()), tx), []
     for grads in named:
         set_gradients(moved, grads)
         optimizer.step(**extra)

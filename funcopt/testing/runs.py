@@ -9,7 +9,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.compile import compile
-from funcopt.optim import Optimizer, as_optimizer
+from funcopt.optim import TransformationOptimizer, as_optimizer
 from funcopt.transform import GradientTransformation, Params, State, apply_updates
 
 MODES = ("eager", "compiled", "adapter")
@@ -88,7 +88,7 @@ class Adapted:
         return Values(self.values().params, other.functional_state())
 
 
-def put_state(optimizer: Optimizer, state: State) -> None:
+def put_state(optimizer: TransformationOptimizer, state: State) -> None:
     """Write a functional state over that of an optimizer, whose tensors its own functional state consists of."""
     optimizer.init_state()
     pairs = zip(tree.leaves_with_path(optimizer.functional_state()), tree.leaves_with_path(state), strict=True)

@@ -64,17 +64,19 @@ def write_page(results: Results, page: Path, picture_name: str) -> None:
 
 def markdown(results: Results, picture_name: str) -> str:
     facts = results["facts"]
-    return "\n\n".join(
-        (
-            f"Measured with torch {facts['torch']} on {facts['threads']} threads of {facts['processor']}, "
-            f"{facts['bandwidth'] / 1e9:.1f} GB/s; {facts['turns']} turns of {facts['seconds_a_turn']:g} s.",
-            f"![Times as ratios, and compile times]({picture_name})",
-            _table_of_targets(results),
-            "Every contender, adamw: median milliseconds of a step, and megabytes that a step holds at its peak "
-            "beyond what was there.",
+    parts = [
+        f"Measured with torch {facts['torch']} on {facts['threads']} threads of {facts['processor']}, "
+        f"{facts['bandwidth'] / 1e9:.1f} GB/s; {facts['turns']} turns of {facts['seconds_a_turn']:g} s.",
+        f"![Times as ratios, and compile times]({picture_name})",
+        _table_of_targets(results),
+    ]
+    if any(race.kind == "step" and race.rule == "adamw" for race in results["races"]):
+        parts += [
+            "adamw, every contender: median milliseconds of a step, and megabytes that it holds at its peak beyond "
+            "what was there.",
             _table_of_times(results["races"]),
-        )
-    )
+        ]
+    return "\n\n".join(parts)
 
 
 def _table_of_targets(results: Results) -> str:
@@ -140,14 +142,18 @@ def _colour(name: str) -> str:
 
 
 def _bars(axes: Any, race: Race) -> None:
+    """Bars of ratios, with quartiles; each is labelled with its ratio and its time."""
     rows = by_ratio(race)[::-1]
     names, low, middle, high = ([row[i] for row in rows] for i in range(4))
     errors = [[m - q for m, q in zip(middle, low)], [q - m for m, q in zip(middle, high)]]
     axes.barh(names, middle, color=[_colour(name) for name in names], xerr=errors, error_kw={"ecolor": "#555555"})
     axes.set_xscale("log")
-    axes.set_xlim(min(low) / 1.6, max(high) * 3)
-    for place, (value, top) in enumerate(zip(middle, high)):
-        axes.text(top * 1.12, place, f"{value:.2g}", va="center", fontsize=8)
+    axes.set_xlim(min(low) / 1.6, max(high) * (max(high) / min(low)) ** 0.3 * 1.5)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    for place, (name, value, top) in enumerate(zip(names, middle, high)):
+        label = f"  {value:.2g}   ({_duration(race.timings[name].median)})"
+        axes.text(top, place, label, va="center", fontsize=7.5)
     axes.axvline(1.0, color="#555555", linewidth=0.8, linestyle=":")
     titles = {"training": "whole training step, ", "sweep": "1000 configurations on "}
     axes.set_title(f"{titles.get(race.kind, '')}{race.workload}, {race.rule}", fontsize=10)
@@ -155,8 +161,12 @@ def _bars(axes: Any, race: Race) -> None:
     axes.tick_params(labelsize=8)
 
 
+def _duration(milliseconds: float) -> str:
+    return f"{milliseconds / 1e3:.3g} s" if milliseconds >= 1e3 else f"{milliseconds:.3g} ms"
+
+
 def _rules(axes: Any, races: list[Race]) -> None:
-    workloads = list(dict.fromkeys(race.workload for race in races))
+    workloads = [name for name in dict.fromkeys(race.workload for race in races) if not name.startswith("leaves")]
     rules = list(dict.fromkeys(race.rule for race in races))
     for place, workload in enumerate(workloads):
         points = []
@@ -169,6 +179,8 @@ def _rules(axes: Any, races: list[Race]) -> None:
             axes.plot(*zip(*points), "osD^vP*X"[place % 8], label=workload, markersize=6)
     axes.axhline(1.0, color="#555555", linewidth=0.8, linestyle=":")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xticks(range(len(rules)), rules, fontsize=8)
     axes.set_ylabel("ratio", fontsize=8)
     axes.set_title("funcopt packed / the best of torch.optim", fontsize=10)
