@@ -14,10 +14,10 @@ Step = Callable[[Params, State, tree.Tree], tuple[Params, State, tree.Tree]]
 def loop(step: Step) -> Step:
     """Turn one training step into as many as there are batches.
 
-    `step(params, state, batch) -> (params, state, result)` becomes a function of `(params, state, batches)`. `batches` is a tree of tensors with one more axis in front, along which it is taken apart; the results of the steps
-    (a loss, metrics: a tree of tensors) are stacked along such an axis. Compiled, the steps are one graph whatever
-    their number: `compile(loop(step), donate_argnums=(0, 1))`. That saves the call and the launch of each step, for
-    models that are so small that these count.
+    `step(params, state, batch) -> (params, state, result)` becomes a function of `(params, state, batches)`. The leaves
+    of `batches` have one more axis in front, along which they are taken apart; the results of the steps (a loss,
+    metrics: a tree of tensors) are stacked along such an axis. Compiled, the steps are one graph whatever their number:
+    that saves the call of each step, for models that are so small that it counts.
 
     The gradient within a step is `torch.func.grad`'s. Compiled, the loop as a whole can be neither differentiated nor
     vmapped (torch 2.13); vmap the step, and loop over that.

@@ -18,7 +18,7 @@ from tests.catalogue import CASES, case_id, decaying, storage_tolerance
 from tests.trees import assert_close, draw
 
 STEPS = 50
-DTYPES = {torch.bfloat16: jnp.bfloat16, torch.float32: jnp.float32}
+DTYPES = {torch.bfloat16: jnp.bfloat16, torch.float32: jnp.float32, torch.float64: jnp.float64}
 
 
 def to_jax(values):
