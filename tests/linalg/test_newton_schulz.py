@@ -21,8 +21,9 @@ def draw(*shape, dtype=torch.float64, seed=0):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4), (5, 5), (1, 7), (64, 32)], ids=str)
-def test_the_iteration_of_torch_to_the_bit(shape, dtype):
-    x = draw(*shape, dtype=dtype)
+@pytest.mark.parametrize("size", [1.0, 1e-8], ids=["", "below the floor"])
+def test_the_iteration_of_torch_to_the_bit(shape, dtype, size):
+    x = size * draw(*shape, dtype=dtype)
     expected = _zeropower_via_newtonschulz(x.clone(), STANDARD, 5, 1e-7).to(dtype)
     assert torch.equal(fo.newton_schulz(x, eps=1e-7, dtype=torch.bfloat16, eps_mode="floor"), expected)
 
