@@ -62,6 +62,12 @@ def test_five_steps_bring_singular_values_near_one():
     assert values.min() > 0.6 and values.max() < 1.25
 
 
+def test_of_more_coefficients_than_steps_the_first_count():
+    x = draw(3, 4)
+    assert torch.equal(fo.newton_schulz(x, "dion", 2), fo.newton_schulz(x, [DION[0], DION[1]], 2))
+    assert torch.equal(fo.newton_schulz(x, "dion", 0), x / (x.norm() + 1e-8))
+
+
 AS_TENSORS = tuple(torch.tensor(value, dtype=torch.float64) for value in STANDARD)
 
 
