@@ -121,6 +121,7 @@ RPROP = (
     {"learning_rate": 0.05, "eta_minus": 0.3, "eta_plus": 4.0, "min_step_size": 0.01, "max_step_size": 0.4},
 )
 CLIPPED = {"min_dim_size_to_factor": 2, "clipping_threshold": 0.8}  # at 1, the first step of vectors is a tie
+WITHOUT_SCALE = {"multiply_by_parameter_scale": False, "weight_decay_rate": 0.01}
 TORCH_ADAFACTOR = {"factored_dims": "last", "eps_mode": "floor"}
 MUON_SCALARS = ("beta", "eps")
 
@@ -138,9 +139,8 @@ LATER_OPTIMIZERS: tuple[Entry, ...] = (
         cases=(
             {"learning_rate": 0.05, "clipping_threshold": 0.8},
             {"learning_rate": decaying, **CLIPPED, "momentum": 0.7, "eps": 1e-3},
-            {"learning_rate": 0.05, "clipping_threshold": None, "decay_rate": 0.6, "weight_decay_rate": 0.01},
+            {"learning_rate": 0.05, "clipping_threshold": None, "decay_rate": 0.6, **WITHOUT_SCALE},
             {"learning_rate": 0.05, **CLIPPED, "weight_decay_rate": decaying, "weight_decay_mask": only_matrices},
-            {"learning_rate": 0.05, **CLIPPED, "multiply_by_parameter_scale": False},
             {"learning_rate": 0.7, **CLIPPED, "eps": None, "relative_cap": True, **TORCH_ADAFACTOR},
             {"learning_rate": 0.05, **CLIPPED, "eps": 0.3, "min_scale": 1.5, **TORCH_ADAFACTOR},
         ),

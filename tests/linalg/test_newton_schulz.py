@@ -21,8 +21,9 @@ def draw(*shape, dtype=torch.float64, seed=0):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4), (5, 5), (1, 7), (64, 32)], ids=str)
-def test_the_iteration_of_torch_to_the_bit(shape, dtype):
-    x = draw(*shape, dtype=dtype)
+@pytest.mark.parametrize("size", [1.0, 1e-8], ids=["", "below the floor"])
+def test_the_iteration_of_torch_to_the_bit(shape, dtype, size):
+    x = size * draw(*shape, dtype=dtype)
     expected = _zeropower_via_newtonschulz(x.clone(), STANDARD, 5, 1e-7).to(dtype)
     assert torch.equal(fo.newton_schulz(x, eps=1e-7, dtype=torch.bfloat16, eps_mode="floor"), expected)
 
@@ -59,6 +60,12 @@ def test_the_limit_after_rows_are_scaled_is_orthogonal(shape):
 def test_five_steps_bring_singular_values_near_one():
     values = torch.linalg.svdvals(fo.newton_schulz(draw(64, 32)))
     assert values.min() > 0.6 and values.max() < 1.25
+
+
+def test_of_more_coefficients_than_steps_the_first_count():
+    x = draw(3, 4)
+    assert torch.equal(fo.newton_schulz(x, "dion", 2), fo.newton_schulz(x, [DION[0], DION[1]], 2))
+    assert torch.equal(fo.newton_schulz(x, "dion", 0), x / (x.norm() + 1e-8))
 
 
 AS_TENSORS = tuple(torch.tensor(value, dtype=torch.float64) for value in STANDARD)
