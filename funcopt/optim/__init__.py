@@ -14,6 +14,7 @@ from funcopt.optim.adamax import Adamax as Adamax
 from funcopt.optim.adapter import TransformationOptimizer as TransformationOptimizer
 from funcopt.optim.asgd import ASGD as ASGD
 from funcopt.optim.classes import as_optimizer as as_optimizer
+from funcopt.optim.conversion import state_from_torch as state_from_torch, state_to_torch as state_to_torch
 from funcopt.optim.muon import Muon as Muon
 from funcopt.optim.nadam import NAdam as NAdam
 from funcopt.optim.optimizer import Optimizer as Optimizer
