@@ -52,7 +52,7 @@ class Stepper:
         key = (arrangement.key, moving)
         plan = self._plans.get(key)
         if plan is None:
-            resting = [index for index, known in enumerate(model.known) if known and index not in {*moving}]
+            resting = [index for index, known in enumerate(model.known) if known and gradients[index] is None]
             plan = make_plan(model.names, len(model.params), moving, resting, arrangement.runs)
             self._plans[key] = plan
         detach = torch.clone if how.differentiable else Tensor.detach
@@ -108,7 +108,8 @@ class Stepper:
     ) -> None:
         """The step as one graph, which writes into the tensors that it is given."""
         rows = [*(_numbers(how.recipe, each) for each in arguments), extra]
-        floats = [{name: v for name, v in row.items() if isinstance(v, (int, float))} for row in rows]
+        kinds = [(int, float)] * len(arguments) + [(float,)]  # a bool or an int that is extra stays what it is
+        floats = [{name: v for name, v in row.items() if type(v) in kind} for row, kind in zip(rows, kinds)]
         others = [{name: v for name, v in row.items() if name not in own} for row, own in zip(rows, floats)]
         key = (key, tuple(tuple(row) for row in floats))
         vector = self._vector(how, key, (inputs[0] or inputs[2])[0].device, floats, arguments)

@@ -145,6 +145,20 @@ def test_failures_leave_everything_as_it_was():
     assert_identical([param.detach(), *optimizer.state[param].values()], before)
 
 
+def test_flags_that_are_extra_arguments_choose_the_graph():
+    graphs = Graphs()
+    param = torch.nn.Parameter(torch.ones(2))
+    tx = fo.accumulate_gradients(fo.sgd(0.1), 2)
+    optimizer = Optimizer([param], tx, compile={"backend": graphs})
+    history = []
+    for emit in (False, True, False, True):
+        param.grad = torch.ones(2)
+        optimizer.step(emit=emit)
+        history.append(param[0].item())
+    assert graphs.count == 2
+    assert history == pytest.approx([1.0, 0.9, 0.9, 0.8])
+
+
 @pytest.mark.slow
 def test_inductor():
     made = pair(MAKERS["all groups together"], "inductor")

@@ -133,3 +133,11 @@ def test_checkpoints_of_others_are_refused_and_change_nothing():
     for key, kept in before.items():
         assert_identical(optimizer.state[key], kept)
     assert not optimizer._optimizer_load_state_dict_pre_hooks
+
+
+def test_checkpoints_with_bad_numbers_are_refused_without_states_too():
+    optimizer = AdamW([parameter()], lr=0.1)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["betas"] = (0.9, 3.0)
+    refuse(ValueError, "b2 must lie in", lambda: optimizer.load_state_dict(state))
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
