@@ -63,7 +63,7 @@ def drawn(seed):
     return function, trial, int(torch.randint(1, 12, (), generator=generator))
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(6))
 def test_it_searches_as_torch(block):
     """The same trials and the same result, where rounding, ties, infinities and the end of the trials have a say."""
     for seed in range(100 * block, 100 * block + 100):

@@ -9,6 +9,7 @@ import torch
 from torch.testing._internal.common_optimizers import optim_db
 
 from funcopt.optim import LBFGS, swap_in_optimizer_params_and_state
+from funcopt.optim.lbfgs import _search
 
 (INFO,) = [info for info in optim_db if info.optim_cls is torch.optim.LBFGS]
 SEARCH = {"line_search_fn": "strong_wolfe"}
@@ -23,6 +24,7 @@ INPUTS += [
     SEARCH | {"history_size": 1},
     SEARCH | {"max_iter": 7, "history_size": 3},
     SEARCH | {"lr": 100.0, "max_iter": 8},  # zooms
+    SEARCH | {"lr": 30.0, "max_iter": 8, "tolerance_change": 1e-2},  # ends with brackets that are too narrow
     SEARCH | {"lr": 1e-3, "max_iter": 5},  # extrapolates
     SEARCH | {"max_eval": 3},
     SEARCH | {"max_eval": 1},
@@ -175,6 +177,23 @@ def test_swapped_in_parameters_move_and_the_live_ones_stay():
         walk(swapped, optimizer, 1)
     assert all(map(torch.equal, live, model.parameters()))
     assert not torch.equal(swapped.valley, Model().valley)
+
+
+@pytest.mark.parametrize("max_trials, expected", [(0, 0.0), (25, 1.0)])
+def test_the_search_returns_the_gradient_of_the_step_that_it_returns(max_trials, expected):
+    """Which need not be the last that it has tried."""
+    x = torch.tensor([1.0], dtype=torch.float64)
+
+    def evaluate():
+        return float(x.square().sum()), 2 * x
+
+    direction = torch.tensor([-1.0], dtype=torch.float64)
+    step, loss, gradient, calls = _search(
+        [x], 50.0, direction, evaluate(), evaluate, tolerance=1e-9, max_trials=max_trials
+    )
+    assert x.item() == 1.0 and (calls == 1) == (max_trials == 0)
+    assert step == pytest.approx(expected, abs=0.5)
+    assert loss == pytest.approx((1 - step) ** 2) and gradient.item() == pytest.approx(2 * (1 - step))
 
 
 def test_strides_do_not_matter():
