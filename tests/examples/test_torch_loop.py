@@ -39,7 +39,7 @@ def test_the_same_losses_as_with_torch(optimizer, monkeypatch, capsys, tmp_path)
     assert ours == theirs
     losses = [float(loss) for loss in re.findall(r"^epoch +\d+  loss ([\d.]+)$", ours, re.MULTILINE)]
     assert len(losses) == 10
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
     assert int(re.search(r"^(\d+) of 360 test images", ours, re.MULTILINE).group(1)) > 300
 
 

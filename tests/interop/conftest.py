@@ -1,10 +1,13 @@
 """Consumers of torch.optim are installed with the extra `interop`, for the slow tests; the others do without."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported; nothing is to be downloaded
 
 NEED_THE_EXTRA = ("test_accelerate.py", "test_lightning.py", "test_transformers.py")
 

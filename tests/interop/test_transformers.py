@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from torch.optim.lr_scheduler import LinearLR
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -11,9 +12,11 @@ pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
+def no_state_is_left():
+    """The Trainer runs on Accelerate, which keeps what it found in the class."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def language_model() -> LlamaForCausalLM:

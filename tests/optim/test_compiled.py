@@ -85,6 +85,7 @@ def test_optimizers_share_what_is_compiled() -> None:
 )
 def test_torch_compile_of_the_step(case: Case) -> None:
     """`torch.compile(opt.step, fullgraph=True)`, which torch's own classes break."""
+    torch._dynamo.reset()  # all classes share the code of `step`, which torch compiles eight times at most
     params, twins = parameters(case.name), parameters(case.name)
     optimizer, reference = built(case.mine, params, case.kwargs), built(case.mine, twins, case.kwargs)
     compiled = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True)
