@@ -96,6 +96,7 @@ from funcopt.transforms.scaling import (
     normalize_by_update_norm as normalize_by_update_norm,
     scale as scale,
     scale_by_learning_rate as scale_by_learning_rate,
+    scale_by_param_block_rms as scale_by_param_block_rms,
     scale_by_schedule as scale_by_schedule,
     scale_by_sign as scale_by_sign,
 )
@@ -104,7 +105,20 @@ from funcopt.transforms.weight_decay import (
     add_decayed_weights as add_decayed_weights,
 )
 
+# Linear algebra
+from funcopt.linalg.newton_schulz import newton_schulz as newton_schulz
+
 # Optimizers, each with its update rule
+from funcopt.rules.adafactor import (
+    FactoredState as FactoredState,
+    adafactor as adafactor,
+    scale_by_factored_rms as scale_by_factored_rms,
+)
+from funcopt.rules.adadelta import (
+    ScaleByAdaDeltaState as ScaleByAdaDeltaState,
+    adadelta as adadelta,
+    scale_by_adadelta as scale_by_adadelta,
+)
 from funcopt.rules.adagrad import ScaleByRssState as ScaleByRssState, adagrad as adagrad, scale_by_rss as scale_by_rss
 from funcopt.rules.adam import (
     ScaleByAdamState as ScaleByAdamState,
@@ -114,10 +128,34 @@ from funcopt.rules.adam import (
     nadamw as nadamw,
     scale_by_adam as scale_by_adam,
 )
+from funcopt.rules.adamax import (
+    ScaleByAdamaxState as ScaleByAdamaxState,
+    adamax as adamax,
+    adamaxw as adamaxw,
+    scale_by_adamax as scale_by_adamax,
+)
 from funcopt.rules.amsgrad import (
     ScaleByAmsgradState as ScaleByAmsgradState,
     amsgrad as amsgrad,
     scale_by_amsgrad as scale_by_amsgrad,
+)
+from funcopt.rules.asgd import ASGDState as ASGDState, asgd as asgd
+from funcopt.rules.muon import (
+    MuonDimensionNumbers as MuonDimensionNumbers,
+    MuonState as MuonState,
+    muon as muon,
+    scale_by_muon as scale_by_muon,
+    scale_by_shape as scale_by_shape,
+)
+from funcopt.rules.nadam import (
+    ScaleByNadamState as ScaleByNadamState,
+    dozat_nadam as dozat_nadam,
+    scale_by_nadam as scale_by_nadam,
+)
+from funcopt.rules.radam import (
+    ScaleByRadamState as ScaleByRadamState,
+    radam as radam,
+    scale_by_radam as scale_by_radam,
 )
 from funcopt.rules.rmsprop import (
     ScaleByRmsState as ScaleByRmsState,
@@ -125,6 +163,11 @@ from funcopt.rules.rmsprop import (
     rmsprop as rmsprop,
     scale_by_rms as scale_by_rms,
     scale_by_stddev as scale_by_stddev,
+)
+from funcopt.rules.rprop import (
+    ScaleByRpropState as ScaleByRpropState,
+    rprop as rprop,
+    scale_by_rprop as scale_by_rprop,
 )
 from funcopt.rules.sgd import sgd as sgd
 

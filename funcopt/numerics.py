@@ -5,9 +5,13 @@ device has it, and realised before the elementwise arithmetic that uses them.
 """
 
 import math
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+EpsMode: TypeAlias = Literal["add", "floor"]
+"""How an ε keeps a denominator away from 0: added to it, or as the least value that it takes."""
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:

@@ -1,6 +1,7 @@
 """Any functional transformation as a `torch.optim.Optimizer`."""
 
 import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch.optim.optimizer import required
 from funcopt import tree
 from funcopt.checks import check_choice
 from funcopt.optim import checkpoints
+from funcopt.optim.optimizer import Optimizer
 from funcopt.optim.pickling import from_portable, to_portable
 from funcopt.optim.recipe import Recipe, fixed_recipe, recipe_of_transformation
 from funcopt.optim.runs import as_tree
@@ -27,8 +29,8 @@ ScopeName: TypeAlias = Literal["all", "group"]
 CompileOptions: TypeAlias = bool | Mapping[str, Any]
 
 
-class Optimizer(torch.optim.Optimizer):
-    """A functional transformation behind the interface of torch.optim.
+class TransformationOptimizer(Optimizer):
+    """A functional transformation behind the interface of torch.optim; `Optimizer(params, tx)` makes one.
 
     At each step it is called as `update` would be on the tree of all parameters, a dict by their names or a list if
     they have none; a parameter whose `grad` is None is a leaf that is absent. Parameters and states are written in
@@ -47,7 +49,8 @@ class Optimizer(torch.optim.Optimizer):
             compile nothing again; another set of parameters without a gradient does so once.
         differentiable: record the step for autograd; parameters may then be no leaves.
 
-    `step(closure, **extra)` passes extra arguments to `update`, and the loss of the closure as `value`.
+    `step(closure, **extra)` passes extra arguments to `update`, and the loss of the closure as `value`. Where groups
+    differ in hyperparameters, there is a call of `update` for each, of which its group takes its part.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> tx = chain(clip_by_global_norm(1.0), inject_hyperparams(adamw)(learning_rate=0.1))
@@ -92,7 +95,13 @@ class Optimizer(torch.optim.Optimizer):
         self._held: Held = {}
         self._stepper = Stepper()
         super().__init__(params, {**recipe.defaults, "differentiable": differentiable})
-        self._has_view = has_view(self._first_state(on_meta=True))
+        state = self._first_state(on_meta=True)
+        self._has_view = has_view(state)
+        if self._factory is not None and (injected := settable_hyperparams(state)):
+            raise TypeError(
+                f"{name}: its factory puts {', '.join(injected)} into the state, where the entries of groups would not "
+                "reach them; give as_optimizer the factory without inject_hyperparams, or Optimizer what it makes."
+            )
 
     @torch.no_grad()
     def _first_state(self, *, on_meta: bool) -> State:
@@ -132,7 +141,7 @@ class Optimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: the parameters hold the values to evaluate with; "
                 "leave eval_params(), or call train(), before the step."
             )
-        if closure is None and not extra and self._is_asked_for_state():
+        if not self.state and not torch.compiler.is_compiling() and _is_called_for_states():
             self.init_state()
             return None
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
@@ -149,29 +158,19 @@ class Optimizer(torch.optim.Optimizer):
         groups = self.param_groups if groups is None else groups
         return [groups] if self._options["scope"] == "all" else [[group] for group in groups]
 
-    def _is_asked_for_state(self) -> bool:
-        """Whether this is the step of `torch.distributed.checkpoint`, which wants to see states and move nothing.
-
-        It makes one, before the first, with zero gradients and a rate of zero; counted, it would change training.
-        """
-        if self.state or any("lr" not in group or not _is_zero(group["lr"]) for group in self.param_groups):
-            return False
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.requires_grad]
-        return all(gradient is not None and not gradient.any() for gradient in gradients)
-
     def init_state(self) -> None:
-        """Make the states that the first step would make, for checkpoints before it."""
+        """Make the states that the first step would make."""
         with torch.no_grad():
             for groups in self._scopes():
                 self._stepper.prepare(self._how(), groups, self.state)
 
     def functional_state(self, group: int = 0) -> State:
-        """The state as `update` gets it, for the parameters of a group; for `metrics`, say. Do not write to it."""
+        """The state as `update` gets it, for the parameters of a group; for `metrics`, say. It shares its tensors."""
         scope = self.param_groups if self._options["scope"] == "all" else [self.param_groups[group]]
-        first = self.param_groups[group]["params"][0]
+        members = {*self.param_groups[group]["params"]}
         with torch.no_grad():
             for view in self._stepper.views(self._how(), scope, self.state):
-                if any(param is first for param in view.moves.values()):
+                if not members.isdisjoint(view.moves.values()):
                     return view.state
         raise ValueError(f"functional_state: group {group} has no parameters that are trained.")
 
@@ -181,8 +180,8 @@ class Optimizer(torch.optim.Optimizer):
         """Add a group; its parameters get the state of `init` at the next step, the others keep theirs.
 
         Raises:
-            ValueError: a hyperparameter of the group is not in its range, an entry looks like a misspelt one, a
-                parameter or a name occurs twice, or as torch.optim.
+            ValueError: a hyperparameter of the group is not in its range, a parameter or a name occurs twice, or as
+                torch.optim. An entry that looks like a misspelt hyperparameter gives a warning.
         """
         if isinstance(param_group, dict) and "params" in param_group:
             params = param_group["params"]
@@ -231,11 +230,13 @@ class Optimizer(torch.optim.Optimizer):
     def _evaluate(self) -> None:
         if not self._has_view or not self.state:
             return
+        evaluated: dict[Tensor, Tensor] = {}
         for scope in self._scopes():
             for view in self._stepper.views(self._how(), scope, self.state):
                 structure = tree.flatten(view.params)[1]
-                evaluated = tree.leaves_up_to(structure, eval_params(view.state, view.params))
-                switch_to_evaluation(self._held, {param: evaluated[i] for i, param in view.moves.items()})
+                leaves = tree.leaves_up_to(structure, eval_params(view.state, view.params))
+                evaluated.update({param: leaves[index] for index, param in view.moves.items()})
+        switch_to_evaluation(self._held, evaluated)
 
     def __getattr__(self, name: str) -> Any:
         # Only optimizers that tell evaluation from training have these: Accelerate calls them where they are.
@@ -264,7 +265,8 @@ class Optimizer(torch.optim.Optimizer):
 
         def take_states(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             groups = state_dict["param_groups"]
-            checkpoints.check_groups(type(self).__name__, groups, self.param_groups)
+            checkpoints.check_sizes(type(self).__name__, groups, self.param_groups)
+            self._check_names(groups)
             completed = checkpoints.completed_groups(groups, self.param_groups)
             for group in completed:
                 self._complete(group)
@@ -280,7 +282,7 @@ class Optimizer(torch.optim.Optimizer):
         taking = self.register_load_state_dict_pre_hook(take_states)
         putting = self.register_load_state_dict_post_hook(put_states, prepend=True)
         try:
-            super().load_state_dict(state_dict)
+            torch.optim.Optimizer.load_state_dict(self, state_dict)
         finally:
             taking.remove()
             putting.remove()
@@ -315,14 +317,27 @@ class Optimizer(torch.optim.Optimizer):
         return f"{kind}(\n    {self._recipe.name}{rest}" if type(self)._factory is None else f"{kind}({rest}"
 
 
+Optimizer._of_transformations = TransformationOptimizer
+
+
 def _check_is_transformation(tx: Any) -> None:
     if not isinstance(tx, GradientTransformation):
-        remedy = "as_optimizer makes a class of a factory" if callable(tx) else "subclass torch.optim.Optimizer"
-        raise TypeError(f"Optimizer: tx must be a GradientTransformation, got {tx!r}; {remedy}.")
+        remedy = "; as_optimizer makes a class of a factory" if callable(tx) else ""
+        raise TypeError(f"Optimizer: tx must be a GradientTransformation, got {tx!r}{remedy}.")
 
 
-def _is_zero(rate: Any) -> bool:
-    return isinstance(rate, (int, float, Tensor)) and bool(rate == 0)
+def _is_called_for_states() -> bool:
+    """Whether this step is one that `torch.distributed.checkpoint` makes to see which states there are.
+
+    It makes one before the first, with zero gradients. Counted, or with weight decay, it would change the training, and
+    by its arguments alone it cannot be told from a real step.
+    """
+    frame: Any = inspect.currentframe()
+    for _ in range(8):
+        frame = frame and frame.f_back
+        if frame and frame.f_code.co_name == "_init_optim_state":
+            return str(frame.f_globals.get("__name__")).startswith("torch.distributed.checkpoint")
+    return False
 
 
 def _check_distinct(name: str, params: Any, groups: list[Group]) -> None:
@@ -340,12 +355,12 @@ def _check_distinct(name: str, params: Any, groups: list[Group]) -> None:
         raise ValueError(f"{name}: two parameters have the name {twice!r}; names must differ.")
 
 
-def _evaluate(optimizer: Optimizer) -> None:
+def _evaluate(optimizer: TransformationOptimizer) -> None:
     """Put the values to evaluate with into the parameters, until `train()`."""
     if not optimizer._held:
         optimizer._evaluate()
 
 
-def _train(optimizer: Optimizer) -> None:
+def _train(optimizer: TransformationOptimizer) -> None:
     """Put the values to train with back, bit by bit."""
     switch_to_training(optimizer._held)

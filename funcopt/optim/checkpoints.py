@@ -32,20 +32,13 @@ def completed_groups(saved: Sequence[Mapping[str, Any]], live: Sequence[Mapping[
     ]
 
 
-def check_groups(optimizer: str, saved: Sequence[Mapping[str, Any]], live: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError if saved groups are of other sizes than live ones, or both have names, and these differ."""
+def check_sizes(optimizer: str, saved: Sequence[Mapping[str, Any]], live: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError if saved groups are of other sizes than live ones."""
     sizes = [[len(group["params"]) for group in groups] for groups in (saved, live)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"{optimizer}: load_state_dict got groups of {sizes[0]} parameters, but this optimizer has groups of "
-            f"{sizes[1]}."
-        )
-    names = [[name for group in groups for name in group.get("param_names", ())] for groups in (saved, live)]
-    different = next((pair for pair in zip(*names) if pair[0] != pair[1]), None)
-    if different is not None:
-        raise ValueError(
-            f"{optimizer}: load_state_dict got a state of the parameter {different[0]!r} where this optimizer has "
-            f"{different[1]!r}; give the parameters in the order that was saved."
+            f"{optimizer}.load_state_dict: the state dict has groups of {sizes[0]} parameters, but this optimizer has "
+            f"groups of {sizes[1]}."
         )
 
 
@@ -79,13 +72,13 @@ def check_states(
             continue
         if lacking := sorted(wanted.keys() & own - given.keys()):
             raise ValueError(
-                f"{optimizer}: load_state_dict got {', '.join(map(repr, given))} for parameter {number}, but its state "
-                f"has {', '.join(map(repr, lacking))}; it is the state of another optimizer."
+                f"{optimizer}.load_state_dict: the state of parameter {number} has {', '.join(map(repr, given))}, and "
+                f"lacks {', '.join(map(repr, lacking))}; it is that of another optimizer."
             )
         for name, leaf in wanted.items():
             found = given.get(name)
             if isinstance(found, Tensor) and isinstance(leaf, Tensor) and found.shape != leaf.shape:
                 raise ValueError(
-                    f"{optimizer}: load_state_dict got {name!r} of shape {tuple(found.shape)} for parameter {number}, "
-                    f"whose own has the shape {tuple(leaf.shape)}; it is the state of another model."
+                    f"{optimizer}.load_state_dict: {name!r} of parameter {number} has the shape {tuple(found.shape)}, "
+                    f"where {tuple(leaf.shape)} is expected; it is the state of another model."
                 )

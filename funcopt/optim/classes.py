@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch.optim.optimizer import required
 
-from funcopt.optim.adapter import CompileOptions, Optimizer, ScopeName
+from funcopt.optim.adapter import CompileOptions, ScopeName, TransformationOptimizer
 from funcopt.optim.recipe import arguments_of, recipe_of_factory
 from funcopt.transform import GradientTransformation
 
 _OPTIONS = ("params", "scope", "compile", "differentiable")
-_classes: weakref.WeakValueDictionary[Any, type[Optimizer]] = weakref.WeakValueDictionary()
+_classes: weakref.WeakValueDictionary[Any, type[TransformationOptimizer]] = weakref.WeakValueDictionary()
 
 
-def as_optimizer(factory: Callable[..., GradientTransformation], name: str | None = None) -> type[Optimizer]:
+def as_optimizer(
+    factory: Callable[..., GradientTransformation], name: str | None = None
+) -> type[TransformationOptimizer]:
     """The class of optimizers that a factory makes, with its arguments as hyperparameters in `param_groups`.
 
     The constructor takes parameters or groups, the arguments of the factory, and the options of `Optimizer`. All are
@@ -66,11 +68,11 @@ def _check_factory(factory: Any) -> None:
         )
 
 
-def _make_class(factory: Callable[..., GradientTransformation], title: str) -> type[Optimizer]:
+def _make_class(factory: Callable[..., GradientTransformation], title: str) -> type[TransformationOptimizer]:
     parameters = arguments_of(factory)
 
     def __init__(  # noqa: N807
-        self: Optimizer,
+        self: TransformationOptimizer,
         params: Any,
         *args: Any,
         scope: ScopeName = "all",
@@ -82,10 +84,21 @@ def _make_class(factory: Callable[..., GradientTransformation], title: str) -> t
         recipe.check({})
         self._begin(params, recipe, scope, compile, differentiable)
 
-    made = type(title, (Optimizer,), {"__init__": __init__, "__module__": __name__, "_factory": staticmethod(factory)})
+    def __reduce_ex__(self: TransformationOptimizer, protocol: Any) -> Any:  # noqa: N807
+        if type(self) is not made:  # a class that was derived from this one, and has a name that pickle finds
+            return object.__reduce_ex__(self, protocol)
+        return _blank, (factory, title), self.__getstate__()
+
+    body = {"__init__": __init__, "__reduce_ex__": __reduce_ex__, "__module__": __name__}
+    made = type(title, (TransformationOptimizer,), {**body, "_factory": staticmethod(factory)})
     made.__doc__ = f"`{_name(factory)}` as a torch.optim.Optimizer.\n\n{inspect.getdoc(factory) or ''}"
     made.__signature__ = _signature(parameters.values())  # type: ignore[attr-defined]
     return made
+
+
+def _blank(factory: Callable[..., GradientTransformation], title: str) -> TransformationOptimizer:
+    """An optimizer of the class that a factory makes, to be filled by pickle."""
+    return object.__new__(as_optimizer(factory, title))
 
 
 def _given(

@@ -4,8 +4,6 @@ A group speaks torch's names, since schedulers, loggers and checkpoints look for
 `learning_rate` of a factory, and `betas` the pair of its arguments `b1` and `b2`.
 """
 
-import difflib
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,9 +17,6 @@ from funcopt.paths import Path, children, replace
 from funcopt.transform import GradientTransformation, Params, State, Updates
 from funcopt.wrappers.annotations import admitted_kinds
 from funcopt.wrappers.hyperparams import is_hyperparameter, settable_hyperparams
-
-WRITTEN_BY_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr")
-"""Entries that `torch.optim.lr_scheduler` and `torch.optim.swa_utils` add to groups."""
 
 
 class Recipe:
@@ -100,20 +95,10 @@ class Recipe:
 
     def check(self, entries: Mapping[str, Any]) -> None:
         """Raise what the factory raises for these entries; of those that are missing yet nothing is asked."""
-        self._check_names(entries)
         arguments = self.arguments({**self.defaults, **entries})
         made = self.make(**{name: _NOTHING if value is required else value for name, value in arguments.items()})
         if not isinstance(made, GradientTransformation):
             raise TypeError(f"{self.name}: the factory must return a GradientTransformation, got {made!r}.")
-
-    def _check_names(self, entries: Mapping[str, Any]) -> None:
-        for name in entries.keys() - self.defaults.keys() - {"params", *WRITTEN_BY_SCHEDULERS}:
-            alike = difflib.get_close_matches(name, self.defaults, n=1, cutoff=0.8)
-            if alike:
-                raise ValueError(
-                    f"{self.name}: a parameter group has the entry {name!r}, which is no hyperparameter; "
-                    f"did you mean {alike[0]!r}?"
-                )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recipe":
         return self  # nothing in it changes
@@ -165,7 +150,9 @@ def recipe_of_transformation(name: str, transformation: GradientTransformation, 
 def _recipe_at(
     name: str, transformation: GradientTransformation, paths: dict[str, Path], values: dict[str, float]
 ) -> Recipe:
-    make = functools.partial(_with_values, transformation, paths)
+    def make(**values: Any) -> GradientTransformation:
+        return _with_values(transformation, paths, values)
+
     return Recipe(name, make, values, lambda key, value: True, (_recipe_at, name, transformation, paths, values))
 
 
@@ -177,7 +164,7 @@ def _shortest_number(value: Tensor) -> float:
 
 
 def _with_values(
-    transformation: GradientTransformation, paths: Mapping[str, Path], **values: Any
+    transformation: GradientTransformation, paths: Mapping[str, Path], values: Mapping[str, Any]
 ) -> GradientTransformation:
     """`transformation` with other values of the hyperparameters that are at `paths` in its state."""
     if not paths:

@@ -140,27 +140,40 @@ def advance(
     return moved, kept
 
 
-def advance_from_vector(
-    plan: Plan,
-    names: tuple[tuple[str, ...], ...],
-    moving: list[Tensor],
-    written: list[Any],
-    resting: list[Tensor],
-    read: list[Any],
-    gradients: list[Tensor],
-    vector: Tensor,
-    others: list[dict[str, Any]],
-) -> tuple[list[Tensor], list[Any]]:
-    """`advance` with the numbers of each run, and at last those of the extra arguments, in one vector.
+def advance_from_vector(plan: Plan, names: tuple[tuple[str, ...], ...]) -> Callable[..., Any]:
+    """`advance` for a plan, as a function of tensors alone: all numbers are in one vector.
 
-    Dynamo takes a 0-d float64 tensor on the CPU for a number that it might have to read, and traces everything twice.
+    `names` are those of the numbers of each run and, at last, of the extra arguments that are numbers. Dynamo takes a
+    0-d float64 tensor on the CPU for a number that it might have to read, and would trace everything twice.
     """
-    filled = []
-    start = 0
-    for row, rest in zip(names, others):
-        filled.append({**rest, **{name: vector[start + k] for k, name in enumerate(row)}})
-        start += len(row)
-    return advance(plan, moving, written, resting, read, gradients, filled[:-1], filled[-1])
+
+    def advance_with(
+        moving: list[Tensor],
+        written: list[Any],
+        resting: list[Tensor],
+        read: list[Any],
+        gradients: list[Tensor],
+        vector: Tensor,
+        others: list[dict[str, Any]],
+    ) -> tuple[list[Tensor], list[Any]]:
+        filled = []
+        start = 0
+        for row, rest in zip(names, others):
+            filled.append({**rest, **{name: vector[start + k] for k, name in enumerate(row)}})
+            start += len(row)
+        return advance(plan, moving, written, resting, read, gradients, filled[:-1], filled[-1])
+
+    def advance_always(*arguments: Any) -> tuple[list[Tensor], list[Any]]:
+        return advance_with(*arguments)
+
+    # For `compile`, which asks what a function refers to: functions of the library do not change, and then it can run
+    # the graph again without Dynamo's guards. What a user's function refers to is for Dynamo to watch.
+    return advance_always if all(map(_is_of_library, plan.runs)) else advance_with
+
+
+def _is_of_library(run: Run) -> bool:
+    functions = [run.make, *filter(callable, run.static.values())]
+    return all(getattr(each, "__module__", "").split(".")[0] == "funcopt" for each in functions)
 
 
 def _spread(size: int, indices: Sequence[int], values: Sequence[Any]) -> list[Any]:

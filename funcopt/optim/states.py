@@ -9,7 +9,7 @@ from funcopt import tree
 from funcopt.optim.layout import Layout, layout_of
 from funcopt.optim.recipe import Recipe
 from funcopt.optim.runs import Run, as_tree
-from funcopt.transform import Coupling
+from funcopt.transform import State
 
 States: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 Group: TypeAlias = dict[str, Any]
@@ -49,7 +49,7 @@ class Kind(NamedTuple):
     key: Any
     static: dict[str, Any]
     layout: Layout
-    coupling: Coupling
+    sees_all: bool  # whether what a parameter does depends on others
 
 
 class Share(NamedTuple):
@@ -111,18 +111,25 @@ class StateMaker:
         kind = self._kinds.get((model.signature, key))
         if kind is None:
             transformation, params = recipe.make(**arguments), model.tree()
-            layout = layout_of(transformation.init(params), params)
-            kind = self._kinds[model.signature, key] = Kind(key, static, layout, transformation.coupling)
+            state = transformation.init(params)
+            layout = layout_of(state, params)
+            sees_all = transformation.coupling == "treewise" or _shares_more_than_numbers(layout, state)
+            kind = self._kinds[model.signature, key] = Kind(key, static, layout, sees_all)
         return kind
 
 
 def _run(recipe: Recipe) -> Callable[[Share], Run]:
     def run(share: Share) -> Run:
         kind = share.kind
-        sees_all = kind.coupling == "treewise"
-        return Run(recipe.make, kind.static, sees_all, frozenset(share.moves), kind.layout, share.keeper)
+        return Run(recipe.make, kind.static, kind.sees_all, frozenset(share.moves), kind.layout, share.keeper)
 
     return run
+
+
+def _shares_more_than_numbers(layout: Layout, state: State) -> bool:
+    """Whether all parameters share a key, from which each draws in its turn, or a vector of all their numbers."""
+    leaves = zip(layout.places, tree.flatten(state)[0])
+    return any(place.owner is None and isinstance(leaf, Tensor) and leaf.ndim > 0 for place, leaf in leaves)
 
 
 def _keeper(model: Model, states: States, members: Sequence[int], layout: Layout) -> int | None:
@@ -140,7 +147,7 @@ def _fill(
     keeper: int | None,
     source: int | None = None,
 ) -> None:
-    """Make the states of the names wanted that parameters lack: as by `init`, or as at `source` where they are shared."""
+    """Make the states of the names wanted that parameters lack: by `init`, or shared ones as they are at `source`."""
     lacking = {i: names - states[model.params[i]].keys() for i, names in wanted.items()}
     if not any(lacking.values()):
         return
@@ -172,8 +179,13 @@ def _check_alike(name: str, kinds: Sequence[Kind]) -> None:
     """Raise ValueError where groups are moved together, but make different transformations."""
     for kind in kinds[1:]:
         first = kinds[0]
-        if "treewise" in (kind.coupling, first.coupling) and kind.layout != first.layout:
-            differing = [key for key, value in kind.static.items() if first.static.get(key) is not value]
+        if (kind.sees_all or first.sees_all) and kind.layout != first.layout:
+            numbers = kind.static.keys() ^ first.static.keys()  # of the one, and none of the other
+            differing = [
+                key
+                for key in {**first.static, **kind.static}
+                if key in numbers or first.static[key] != kind.static[key]
+            ]
             raise ValueError(
                 f"{name}: it acts on the parameters of all groups together, so that groups may differ in numbers only, "
                 f"but they differ in {', '.join(differing) or 'their states'}; "

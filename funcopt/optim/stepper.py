@@ -1,6 +1,5 @@
 """The imperative step: it hands parameters, gradients and states to the pure one, and writes what comes back."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -53,11 +52,10 @@ class Stepper:
         key = (arrangement.key, moving)
         plan = self._plans.get(key)
         if plan is None:
-            resting = [index for index, known in enumerate(model.known) if known and index not in {*moving}]
+            resting = [index for index, known in enumerate(model.known) if known and gradients[index] is None]
             plan = make_plan(model.names, len(model.params), moving, resting, arrangement.runs)
             self._plans[key] = plan
         detach = torch.clone if how.differentiable else Tensor.detach
-        numbers = [_numbers(how.recipe, arguments[lead]) for lead in arrangement.leads]
         inputs = (
             [detach(model.params[i]) for i in plan.moving],
             _read(model, states, plan.written),
@@ -66,10 +64,12 @@ class Stepper:
             [gradient for gradient in gradients if gradient is not None],
         )
         if how.compile_options is None:
+            numbers = [_numbers(how.recipe, arguments[lead]) for lead in arrangement.leads]
             moved, kept = advance(plan, *inputs, numbers, extra)
             _write(how, plan, model, states, moved, inputs[1], kept)
         else:
-            self._run_compiled(how.compile_options, key, plan, inputs, numbers, extra)
+            given = [arguments[lead] for lead in arrangement.leads]
+            self._run_compiled(how, key, plan, inputs, given, extra)
 
     def prepare(self, how: How, groups: Sequence[Group], states: States) -> frozenset[str]:
         """Make the states that are missing; gives the names of those that every parameter has of its own."""
@@ -99,29 +99,40 @@ class Stepper:
 
     def _run_compiled(
         self,
-        options: dict[str, Any],
+        how: How,
         key: Any,
         plan: Plan,
         inputs: tuple[list[Any], ...],
-        numbers: Sequence[dict[str, Any]],
+        arguments: Sequence[dict[str, Any]],
         extra: dict[str, Any],
     ) -> None:
         """The step as one graph, which writes into the tensors that it is given."""
-        rows = [*numbers, extra]
-        floats = [{name: v for name, v in row.items() if isinstance(v, (int, float))} for row in rows]
+        rows = [*(_numbers(how.recipe, each) for each in arguments), extra]
+        kinds = [(int, float)] * len(arguments) + [(float,)]  # a bool or an int that is extra stays what it is
+        floats = [{name: v for name, v in row.items() if type(v) in kind} for row, kind in zip(rows, kinds)]
         others = [{name: v for name, v in row.items() if name not in own} for row, own in zip(rows, floats)]
         key = (key, tuple(tuple(row) for row in floats))
+        vector = self._vector(how, key, (inputs[0] or inputs[2])[0].device, floats, arguments)
         if key not in self._compiled:
-            pure = functools.partial(advance_from_vector, plan, key[1])
-            self._compiled[key] = compile(pure, donate_argnums=(0, 1), **options)
-        device = (inputs[0] or inputs[2])[0].device
-        vector = self._vector(key, device, [value for row in floats for value in row.values()])
+            self._compiled[key] = compile(
+                advance_from_vector(plan, key[1]), donate_argnums=(0, 1), **(how.compile_options or {})
+            )
         self._compiled[key](*inputs, vector, others)
 
-    def _vector(self, key: Any, device: torch.device, values: list[float]) -> Tensor:
-        """The numbers in a vector on the device: that of the last step if they are the same."""
+    def _vector(
+        self,
+        how: How,
+        key: Any,
+        device: torch.device,
+        floats: Sequence[dict[str, float]],
+        arguments: Sequence[dict[str, Any]],
+    ) -> Tensor:
+        """The numbers in a vector on the device: that of the last step if they are the same; others are checked."""
+        values = [value for row in floats for value in row.values()]
         known, vector = self._vectors.get(key, (None, None))
         if vector is None or known != values or vector.device != device:
+            for each in arguments:
+                how.recipe.make(**each)  # in the graph they are tensors, which nobody checks
             vector = torch.tensor(values, dtype=scalar_dtype(device), device=device)
             self._vectors[key] = (values, vector)
         return vector
@@ -158,12 +169,10 @@ def _write(
     kept: list[Any],
 ) -> None:
     """Copy new values into the tensors that there are, after all of them have been computed."""
-    targets, values = [model.params[i] for i in plan.moving], list(moved)
+    for index, value in zip(plan.moving, moved):
+        model.params[index].copy_(value)
     for slot, old, new in zip(plan.written, written, kept):
-        if how.differentiable or not (isinstance(old, Tensor) and isinstance(new, Tensor)):
-            states[model.params[slot.param]][slot.name] = new  # the graph of the last step needs the old one
+        if isinstance(old, Tensor) and not how.differentiable:
+            old.copy_(new)
         else:
-            targets.append(old)
-            values.append(new)
-    if targets:
-        torch._foreach_copy_(targets, values)
+            states[model.params[slot.param]][slot.name] = new  # the graph of the last step needs the old one

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_within
-from funcopt.numerics import abs_square
+from funcopt.numerics import abs_square, root
 from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory
 from funcopt.transforms.scaling import scale_by_learning_rate
 
@@ -17,7 +17,9 @@ class ScaleByRssState(NamedTuple):
 
 
 @factory
-def scale_by_rss(initial_accumulator_value: float | Tensor = 0.1, eps: float | Tensor = 1e-7) -> GradientTransformation:
+def scale_by_rss(
+    initial_accumulator_value: float | Tensor = 0.1, eps: float | Tensor = 1e-7, *, eps_in_sqrt: bool = True
+) -> GradientTransformation:
     """Replace gradients by the direction of `adagrad`."""
     check_within("scale_by_rss", "[0, inf)", initial_accumulator_value=initial_accumulator_value, eps=eps)
 
@@ -26,6 +28,8 @@ def scale_by_rss(initial_accumulator_value: float | Tensor = 0.1, eps: float | T
 
     def rule(g: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         total = total + abs_square(g)
+        if not eps_in_sqrt:
+            return g / (root(total) + eps), total
         seen = total > 0
         return torch.where(seen, g / torch.where(seen, total + eps, 1).sqrt(), torch.zeros_like(g)), total
 
@@ -40,12 +44,21 @@ def scale_by_rss(initial_accumulator_value: float | Tensor = 0.1, eps: float | T
 
 @factory
 def adagrad(
-    learning_rate: ScalarOrSchedule, initial_accumulator_value: float | Tensor = 0.1, eps: float | Tensor = 1e-7
+    learning_rate: ScalarOrSchedule,
+    initial_accumulator_value: float | Tensor = 0.1,
+    eps: float | Tensor = 1e-7,
+    *,
+    eps_in_sqrt: bool = True,
 ) -> GradientTransformation:
     """Adagrad (Duchi et al. 2011, https://jmlr.org/papers/v12/duchi11a.html).
 
-        s ← s + |g|²        u = -α g / √(s + ε), and 0 where s is 0
+        s ← s + |g|²        u = -α g / √(s + ε), and 0 where s is 0; or -α g / (√s + ε) without `eps_in_sqrt`
 
-    `s` starts at `initial_accumulator_value`. torch.optim.Adagrad starts at 0, with ε outside of the root.
+    `s` starts at `initial_accumulator_value`. torch.optim.Adagrad starts at 0, with an ε of 1e-10 outside of the root;
+    its `lr_decay` η is a rate of α / (1 + η (t - 1)).
+
+    >>> optimizer = adagrad(learning_rate=0.1)
     """
-    return chain(scale_by_rss(initial_accumulator_value, eps), scale_by_learning_rate(learning_rate))
+    return chain(
+        scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt=eps_in_sqrt), scale_by_learning_rate(learning_rate)
+    )

@@ -1,12 +1,12 @@
 """AMSGrad: Adam whose denominator never shrinks."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from funcopt import tree
-from funcopt.checks import check_within
+from funcopt.checks import check_choice, check_within
 from funcopt.numerics import abs_square, bias_correction, ema, increment, root, shift
 from funcopt.transform import GradientTransformation, Params, ScalarOrSchedule, Updates, chain, factory, zero_count
 from funcopt.transforms.scaling import scale_by_learning_rate
@@ -16,7 +16,7 @@ class ScaleByAmsgradState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # steps taken
     mu: tree.Tree  # running mean of g
     nu: tree.Tree  # running mean of |g|²
-    nu_max: tree.Tree  # largest second moment so far
+    nu_max: tree.Tree  # largest second moment so far, corrected or raw
 
 
 @factory
@@ -28,10 +28,13 @@ def scale_by_amsgrad(
     mu_dtype: torch.dtype | None = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
+    *,
+    max_of: Literal["corrected", "raw"] = "corrected",
 ) -> GradientTransformation:
     """Replace gradients by the direction of `amsgrad`."""
     check_within("scale_by_amsgrad", "[0, 1)", b1=b1, b2=b2)
     check_within("scale_by_amsgrad", "[0, inf)", eps=eps, eps_root=eps_root)
+    check_choice("scale_by_amsgrad", ("corrected", "raw"), max_of=max_of)
 
     def init(params: Params) -> ScaleByAmsgradState:
         def zeros() -> tree.Tree:
@@ -45,11 +48,13 @@ def scale_by_amsgrad(
         count = increment(state.count)
         c1 = bias_correction(b1, count) if bias_correction_mu else 1.0
         c2 = bias_correction(b2, count) if bias_correction_nu else 1.0
+        raw = max_of == "raw"
 
         def rule(g: Tensor, mu: Tensor, nu: Tensor, nu_max: Tensor) -> tuple[Tensor, ...]:
             mu, nu = ema(mu, g, b1), ema(nu, abs_square(g), b2)
-            nu_max = torch.maximum(nu_max, (nu / c2).to(nu_max.dtype))
-            return mu / c1 / (root(shift(nu_max, eps_root)) + eps), mu, nu, nu_max
+            nu_max = torch.maximum(nu_max, nu if raw else (nu / c2).to(nu_max.dtype))
+            largest = nu_max / c2 if raw else nu_max
+            return mu / c1 / (root(shift(largest, eps_root)) + eps), mu, nu, nu_max
 
         updates, mu, nu, nu_max = tree.map_rule(rule, updates, state.mu, state.nu, state.nu_max)
         return updates, ScaleByAmsgradState(count, mu, nu, nu_max)
@@ -67,16 +72,21 @@ def amsgrad(
     mu_dtype: torch.dtype | None = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
+    *,
+    max_of: Literal["corrected", "raw"] = "corrected",
 ) -> GradientTransformation:
     """AMSGrad (Reddi et al. 2018, https://openreview.net/forum?id=ryQu7f-RZ).
 
         μ, ν as in `adam`        v ← max(v, ν / (1 - β₂ᵗ))
         u = -α (μ / (1 - β₁ᵗ)) / (√(v + ε_root) + ε)
 
-    The maximum is over corrected moments, as in optax; torch.optim.Adam(amsgrad=True) takes it over the raw ν and
-    corrects afterwards. The two flags leave out the division by `1 - β₁ᵗ` and by `1 - β₂ᵗ`.
+    The maximum is over corrected moments, as in optax. `max_of="raw"` takes it over ν and corrects afterwards,
+    `v ← max(v, ν)` and `v / (1 - β₂ᵗ)` below the root, as torch.optim.Adam(amsgrad=True). The two flags leave out the
+    division by `1 - β₁ᵗ` and by `1 - β₂ᵗ`.
+
+    >>> optimizer = amsgrad(learning_rate=1e-3)
     """
     return chain(
-        scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu),
+        scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu, max_of=max_of),
         scale_by_learning_rate(learning_rate),
     )

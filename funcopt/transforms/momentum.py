@@ -17,21 +17,27 @@ class TraceState(NamedTuple):
 
 @factory
 def trace(
-    decay: float | Tensor, nesterov: bool = False, accumulator_dtype: torch.dtype | None = None
+    decay: float | Tensor,
+    nesterov: bool = False,
+    accumulator_dtype: torch.dtype | None = None,
+    *,
+    dampening: float | Tensor = 0.0,
 ) -> GradientTransformation:
     """Momentum: a decaying sum of the updates (Polyak 1964; Nesterov 1983).
 
-        m ← g + decay * m        u = m, or g + decay * m with `nesterov`
+        m ← (1 - dampening) g + decay * m        u = m, or g + decay * m with `nesterov`
 
     `accumulator_dtype` is the dtype in which m is stored; unless given, the parameters' own, at least float32.
     """
     check_within("trace", "[0, 1]", decay=decay)
+    check_within("trace", "(-inf, inf)", dampening=dampening)
+    undamped = isinstance(dampening, (int, float)) and dampening == 0
 
     def init(params: Params) -> TraceState:
         return TraceState(tree.zeros_like(params, accumulator_dtype))
 
     def rule(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        m = add_scaled(g, decay, m)
+        m = add_scaled(g if undamped else (1 - dampening) * g, decay, m)
         return (add_scaled(g, decay, m) if nesterov else m), m
 
     def update(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_within
-from funcopt.numerics import increment, realise, safe_divide
+from funcopt.numerics import increment, realise, root_mean_square, safe_divide
 from funcopt.transform import (
     GradientTransformation,
     Params,
@@ -15,6 +15,7 @@ from funcopt.transform import (
     Schedule,
     Updates,
     factory,
+    require_params,
     scalar,
     stateless,
     stateless_with_tree_map,
@@ -98,6 +99,23 @@ def scale_by_sign() -> GradientTransformation:
     signSGD (Bernstein et al. 2018, https://arxiv.org/abs/1802.04434).
     """
     return stateless_with_tree_map(lambda update, param: torch.sgn(update), "elementwise")
+
+
+@factory
+def scale_by_param_block_rms(min_scale: float | Tensor = 1e-3) -> GradientTransformation:
+    """Make steps relative to the size of what they move: `u = g * max(RMS(p), min_scale)`, leaf by leaf.
+
+    As in Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235). `update` needs params.
+    """
+    check_within("scale_by_param_block_rms", "[0, inf)", min_scale=min_scale)
+
+    def rule(g: Tensor, p: Tensor) -> Tensor:
+        return g * realise(root_mean_square(p).clamp(min=min_scale))
+
+    def rescale(updates: Updates, params: Params | None) -> Updates:
+        return tree.map_rule(rule, updates, reads=(require_params(params, "scale_by_param_block_rms"),))
+
+    return stateless(rescale, "leafwise")
 
 
 @factory

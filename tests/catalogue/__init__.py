@@ -11,13 +11,26 @@ from tests.catalogue.entry import (
     storage_tolerance as storage_tolerance,
 )
 from tests.catalogue.hyperparams import HYPERPARAMS, HYPERPARAMS_ELSEWHERE
+from tests.catalogue.later_optimizers import LATER_OPTIMIZERS, LATER_OPTIMIZERS_ELSEWHERE, THEIR_TRANSFORMATIONS
 from tests.catalogue.masking import MASKING, MASKING_ELSEWHERE
+from tests.catalogue.moments import MOMENTS
 from tests.catalogue.monitors import MONITORS, MONITORS_ELSEWHERE
 from tests.catalogue.optimizers import OPTIMIZERS as OPTIMIZERS
 from tests.catalogue.schedules import SCHEDULES, WSD as WSD
 from tests.catalogue.transformations import TRANSFORMATIONS as TRANSFORMATIONS
 
-ENTRIES = (*OPTIMIZERS, *TRANSFORMATIONS, *MASKING, *HYPERPARAMS, *ACCUMULATION, *AVERAGING, *MONITORS)
+ENTRIES = (
+    *OPTIMIZERS,
+    *MOMENTS,
+    *LATER_OPTIMIZERS,
+    *TRANSFORMATIONS,
+    *THEIR_TRANSFORMATIONS,
+    *MASKING,
+    *HYPERPARAMS,
+    *ACCUMULATION,
+    *AVERAGING,
+    *MONITORS,
+)
 CASES = [(entry, case) for entry in ENTRIES for case in entry.cases]
 SCHEDULE_CASES = [(entry, case) for entry in SCHEDULES for case in entry.cases]
 
@@ -36,6 +49,7 @@ ELSEWHERE = {
     "per_example_layer_norm_clip": "tests/transforms/test_clipping.py",
     "unitwise_norm": "tests/transforms/test_clipping.py",
     "unitwise_clip": "tests/transforms/test_clipping.py",
+    **LATER_OPTIMIZERS_ELSEWHERE,
     **MASKING_ELSEWHERE,
     **HYPERPARAMS_ELSEWHERE,
     **ACCUMULATION_ELSEWHERE,

@@ -25,6 +25,7 @@ class Entry:
         complex: whether complex leaves are accepted.
         float32_tolerance: the relative deviation from the float64 reference that parity grants in float32.
         ordered: whether the result depends on the order of the leaves, which then draw from keys in that order.
+        heavy: whether tracing it takes seconds: of its cases, the default run compiles the last.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry:
     complex: bool = True
     float32_tolerance: float = 1e-6
     ordered: bool = False
+    heavy: bool = False
 
     def make(self, **kwargs: Any) -> fo.GradientTransformation:
         return (self.build or getattr(fo, self.name))(**kwargs)
@@ -114,6 +116,19 @@ def only_matrices(params: Any) -> Any:
 
 def no_counterpart(**kwargs: Any) -> None:
     """For what optax does not have in this form."""
+
+
+def variant_of(name: str, **default: Any) -> Callable[..., Any]:
+    """optax's factory `name`, which knows of one argument the default only, and so has no counterpart to the rest."""
+
+    def make(**kwargs: Any) -> Any:
+        import optax
+
+        if any(kwargs.pop(argument, value) != value for argument, value in default.items()):
+            return None
+        return getattr(optax, name)(**kwargs)
+
+    return make
 
 
 DECAY_MASK = {"a": {"bias": False, "weight": True}, "b": True, "c": False}

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.catalogue.entry import DECAY_MASK, Entry, decaying, only_matrices
+from tests.catalogue.entry import DECAY_MASK, Entry, decaying, only_matrices, variant_of
 
 ADAM = {"b1": 0.8, "b2": 0.95, "eps": 1e-3, "eps_root": 1e-4}
 ADAM_SCALARS = ("b1", "b2", "eps", "eps_root")
@@ -51,8 +51,10 @@ OPTIMIZERS: tuple[Entry, ...] = (
             {"learning_rate": 0.05},
             {"learning_rate": decaying, **ADAM},
             {"learning_rate": 0.05, **ADAM, "bias_correction_mu": False, "bias_correction_nu": False},
+            {"learning_rate": 0.05, **ADAM, "max_of": "raw"},
         ),
         scalars=("learning_rate", *ADAM_SCALARS),
+        optax=variant_of("amsgrad", max_of="corrected"),
     ),
     Entry(
         "adagrad",
@@ -60,8 +62,10 @@ OPTIMIZERS: tuple[Entry, ...] = (
             {"learning_rate": 0.05},
             {"learning_rate": decaying, "initial_accumulator_value": 0.3, "eps": 1e-3},
             {"learning_rate": 0.05, "initial_accumulator_value": 0.0},
+            {"learning_rate": 0.05, "initial_accumulator_value": 0.3, "eps": 1e-3, "eps_in_sqrt": False},
         ),
         scalars=("learning_rate", "initial_accumulator_value", "eps"),
+        optax=variant_of("adagrad", eps_in_sqrt=True),
     ),
     Entry(
         "rmsprop",

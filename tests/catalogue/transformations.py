@@ -4,7 +4,7 @@ from typing import Any
 
 import funcopt as fo
 from funcopt import tree
-from tests.catalogue.entry import DECAY_MASK, Entry, decaying, no_counterpart, only_matrices
+from tests.catalogue.entry import DECAY_MASK, Entry, decaying, no_counterpart, only_matrices, variant_of
 from tests.catalogue.optimizers import ADAM, ADAM_SCALARS
 
 
@@ -43,7 +43,12 @@ def cubed(factor: float = 1.0) -> fo.GradientTransformation:
 
 TRANSFORMATIONS: tuple[Entry, ...] = (
     Entry("scale_by_adam", ({}, ADAM, {**ADAM, "nesterov": True}), scalars=ADAM_SCALARS),
-    Entry("scale_by_amsgrad", ({}, ADAM), scalars=ADAM_SCALARS),
+    Entry(
+        "scale_by_amsgrad",
+        ({}, ADAM, {**ADAM, "max_of": "raw"}),
+        scalars=ADAM_SCALARS,
+        optax=variant_of("scale_by_amsgrad", max_of="corrected"),
+    ),
     Entry(
         "scale_by_rss",
         ({}, {"initial_accumulator_value": 0.3, "eps": 1e-3}),

@@ -19,7 +19,8 @@ LAYERS = (
     ("wrappers",),
     ("transforms", "linesearch"),
     ("rules",),
-    ("compile", "differentiate", "distributed", "checkpoint", "optim"),
+    ("compile", "differentiate", "distributed", "checkpoint"),
+    ("optim",),
     ("testing",),
 )
 

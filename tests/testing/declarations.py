@@ -16,6 +16,8 @@ NOISE = {"zero_fixpoint": None, "odd": False, "complex": False, "float32_toleran
 QUIRKS: dict[str, dict[str, Any]] = {
     "adamw": DECAYS,
     "nadamw": DECAYS,
+    "adamaxw": DECAYS,
+    "adadelta": DECAYS,
     "add_decayed_weights": DECAYS,
     "add_noise": NOISE,
     "keep_params_nonnegative": {"zero_fixpoint": None, "odd": False, "idempotent": True},
@@ -24,8 +26,14 @@ QUIRKS: dict[str, dict[str, Any]] = {
     "adam": {"descends": True},
     "nadam": {"descends": True},
     "amsgrad": {"descends": True},
+    "adamax": {"descends": True},
+    "dozat_nadam": {"descends": True},
+    "radam": {"descends": True},
     "adagrad": {"descends": True},
     "rmsprop": {"descends": True},
+    "rprop": {"descends": True},
+    "asgd": {**DECAYS, "descends": True},
+    "muon": DECAYS,
     "scale": {"linear": True, "orthogonal": True, "scale": "equivariant"},
     "scale_by_learning_rate": {"linear": True, "orthogonal": True, "scale": "equivariant"},
     "scale_by_schedule": {"linear": True, "orthogonal": True, "scale": "equivariant"},
@@ -67,6 +75,8 @@ def declared(entry: Entry, case: dict[str, Any]) -> Declared:
     quirks = QUIRKS.get(entry.name, {})
     if case.get("opaque"):
         facts["float32_tolerance"] = None  # it asks for gradients at points that the params' dtype has
+    if "weight_decay_rate" in case:
+        facts |= DECAYS
     if "state_dtype" in case:
         facts["zero_fixpoint"] = None  # params follow a rounded z
     if stored:

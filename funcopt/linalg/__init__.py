@@ -1,0 +1,1 @@
+"""Linear algebra for update rules: matrix functions made of products alone."""

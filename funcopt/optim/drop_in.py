@@ -1,0 +1,207 @@
+"""The base of the drop-in classes: hyperparameters and state as torch.optim keeps them, the update a pure rule."""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from funcopt.optim.in_place import Row, update_elementwise, write, written
+from funcopt.optim.optimizer import Optimizer
+from funcopt.optim.rule import Definition, Hyper, Scalars, Update, compiled, updated
+
+Class = TypeVar("Class", bound=type)
+
+
+class DropIn(Optimizer):
+    """What the drop-in classes have in common; each of them derives from torch's class of its name as well.
+
+    Torch's class checks the hyperparameters, and gives groups, defaults and checkpoints their format. Ours adds its
+    `definition`, of which the pure update is made, and the layout of its state. `compile=True`, or a dict of options
+    for `torch.compile`, runs the update as a compiled function that writes into parameters and state.
+    """
+
+    definition: ClassVar[Definition]
+
+    def __init__(self, params: Any, *args: Any, compile: bool | dict[str, Any] = False, **kwargs: Any) -> None:
+        if not isinstance(compile, (bool, dict)):
+            raise TypeError(f"{type(self).__name__}: compile must be a bool or a dict of options, got {compile!r}.")
+        self._compile = compile
+        super().__init__(params, *args, **kwargs)
+
+    def new_state(self, param: Tensor, group: Hyper) -> dict[str, Any]:
+        """The state of a parameter before its first step, in torch's order and dtypes."""
+        raise NotImplementedError
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform one step. A `closure` is evaluated before, with gradients enabled, and its value returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
+            for group in self.param_groups:
+                self._step_group(group)
+        return loss
+
+    def check_gradient(self, param: Tensor, group: Hyper) -> None:
+        """Refuse what the rule cannot use, before anything has changed."""
+        name = type(self).__name__
+        if param.grad is not None and param.grad.is_sparse:
+            raise RuntimeError(f"{name} does not support sparse gradients")
+        if group.get("fused") and (not param.is_floating_point() or param.device.type == "meta"):
+            raise RuntimeError(
+                f"{name}: `fused=True` requires all the params to be floating point Tensors of a supported device, "
+                f"got {param.dtype} on {param.device.type}."
+            )
+        if group.get("capturable") and param.device.type == "cpu" and not torch.compiler.is_compiling():
+            raise AssertionError(
+                f"{name}: if capturable=True, params must be on supported devices: ['cuda', 'xpu', 'hpu', "
+                "'privateuse1', 'xla'], got cpu."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compile": self._compile}
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Refuse values that torch's class refuses in its constructor."""
+        super()._check_group(group)
+        own = {key: group[key] for key in self.defaults if key in group}
+        if not own:
+            return
+        torch_class = _torch_class(type(self))
+        accepted = inspect.signature(torch_class).parameters
+        values = {key: value for key, value in {**self.defaults, **own}.items() if key in accepted}
+        torch_class([torch.zeros(1, 1)], **values)
+
+    def _step_group(self, group: Hyper) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and _is_on_host(found_inf) and found_inf.item():
+            return
+        active = [param for param in group["params"] if param.grad is not None]
+        if not active:
+            return
+        for param in active:
+            self.check_gradient(param, group)
+        hyper = {key: _squeezed(group[key]) for key in self.defaults if key in group}  # loading adds a default
+        hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": found_inf}
+        keys = self.definition.keys(hyper)
+        fresh = {param for param in active if self._complete_state(param, group, keys)}
+        for params in self._cohorts(active, fresh if self.definition.fresh else ()):
+            self._step_cohort(params, {**hyper, "fresh": params[0] in fresh} if self.definition.fresh else hyper)
+
+    def _complete_state(self, param: Tensor, group: Hyper, keys: Sequence[str]) -> bool:
+        """Make what is missing of the state: all of it at the first step, or what was switched on later."""
+        state = self.state.get(param)
+        if state is not None and all(key in state for key in keys) and (state or not keys):
+            if group.get("differentiable") and getattr(state.get("step"), "requires_grad", False):
+                raise RuntimeError(
+                    f"{type(self).__name__}: `requires_grad` is not supported for `step` in differentiable mode."
+                )
+            return False
+        made = self.new_state(param, group)
+        for key, value in made.items():
+            self.state[param].setdefault(key, value)
+        return bool(made)
+
+    def _cohorts(self, active: Iterable[Tensor], fresh: Collection[Tensor]) -> Iterable[list[Tensor]]:
+        """Parts of the active parameters that one update can serve: alike in dtypes, device and 0-d states."""
+        cohorts: dict[Any, list[Tensor]] = {}
+        for param in active:
+            grad, state = param.grad, self.state.get(param, {})
+            assert grad is not None
+            numbers = [_number(state[key]) for key in self.definition.scalars if key in state]
+            kind = (param.dtype, grad.dtype, grad.is_sparse, param.device, _is_plain(param), param in fresh)
+            cohorts.setdefault((*kind, *numbers), []).append(param)
+        return cohorts.values()
+
+    def _step_cohort(self, params: Sequence[Tensor], hyper: Hyper) -> None:
+        states = [self.state.get(param, {}) for param in params]
+        keys = [key for key in self.definition.keys(hyper) if key not in self.definition.scalars]
+        rows = [[param, param.grad, *(state[key] for key in keys)] for param, state in zip(params, states)]
+        scalars = {key: states[0][key] for key in self.definition.scalars if key in states[0]}
+        if hyper.get("differentiable"):
+            after = self._write_differentiably(hyper, scalars, rows, keys)
+        else:
+            after = self._write(hyper, scalars, [real(row) for row in rows])
+        for state in states:
+            for key, value in after.items():
+                state[key].copy_(value)
+
+    def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row]) -> Scalars:
+        """Write the new values into the rows, and return those of the scalars."""
+        update: Update = functools.partial(updated, self.definition, hyper)
+        if self._compile:
+            update = compiled(self.definition, hyper, self._compile if isinstance(self._compile, dict) else {})
+        after: Scalars = {}
+
+        def rule(row: list[Tensor]) -> list[Tensor]:
+            nonlocal after
+            after, (new,) = update(scalars, [row])
+            return new
+
+        if self.definition.elementwise and all(map(_is_plain, rows[0])) and not torch.compiler.is_compiling():
+            update_elementwise(rule, rows, in_parts=not self._compile)
+            return after or updated(self.definition, hyper, scalars, rows[:1])[0]  # a step of no numbers counts
+        after, values = update(scalars, rows)
+        for row, new in zip(rows, values):
+            write(written(row), new)
+        return after
+
+    def _write_differentiably(
+        self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row], keys: Sequence[str]
+    ) -> Scalars:
+        """Like `_write`, recorded by autograd: states are replaced, since their old values may be needed."""
+        before = [[row[0].clone(), *row[1:]] for row in rows]
+        scalars = {key: value.clone() for key, value in scalars.items()}  # which are overwritten
+        after, values = updated(self.definition, hyper, scalars, [real(row) for row in before])
+        for row, new in zip(rows, values):
+            new = [torch.view_as_complex(value) for value in new] if row[0].is_complex() else new
+            row[0].copy_(new[0])
+            self.state[row[0]].update(zip(keys, new[1:]))
+        return after
+
+
+def drop_in(cls: Class) -> Class:
+    """Decorate a drop-in class: its signature is that of torch's class, with `compile` added."""
+    compile = inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool | dict)
+    signature = inspect.signature(_torch_class(cls))
+    cls.__signature__ = signature.replace(parameters=[*signature.parameters.values(), compile])  # type: ignore[attr-defined]
+    return cls
+
+
+def scalar_state(param: Tensor, group: Hyper, value: float = 0.0) -> Tensor:
+    """A 0-d state as torch makes it: on the host, unless the group is capturable or fused; float32, or the default."""
+    on_device = bool(group.get("capturable") or group.get("fused"))
+    wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    dtype = torch.float64 if wide else torch.float32
+    return torch.full((), value, dtype=dtype, device=param.device if on_device else "cpu")
+
+
+def _torch_class(cls: type) -> type:
+    return next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim"))
+
+
+def _squeezed(value: Any) -> Any:
+    return value.squeeze() if isinstance(value, Tensor) and value.ndim else value
+
+
+def real(row: Row) -> Row:
+    """The row with complex tensors seen as pairs of reals, which is how torch.optim treats them."""
+    sparse = row[1].is_sparse
+    return [torch.view_as_real(tensor) for tensor in row] if row[0].is_complex() and not sparse else row
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_sparse
+
+
+def _is_on_host(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _number(scalar: Tensor) -> Any:
+    """What two parameters must have in common: the value where it is on the host, else the tensor itself."""
+    return scalar.detach().item() if _is_on_host(scalar) else id(scalar)

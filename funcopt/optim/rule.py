@@ -1,0 +1,170 @@
+"""The pure step of a drop-in class: what all classes of torch.optim share, around the direction of each."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcopt import tree
+from funcopt.numerics import add_scaled, compute_dtype
+from funcopt.optim.in_place import Row, written
+from funcopt.transform import GradientTransformation
+
+Hyper = dict[str, Any]
+"""The hyperparameters of a group by torch's names: numbers, or 0-d tensors in their place."""
+Scalars = dict[str, Tensor]
+"""The 0-d states that the parameters of one update share, such as `step`, by torch's names."""
+Update = Callable[[Scalars, Sequence[Row]], tuple[Scalars, list[list[Tensor]]]]
+"""New scalars, and for each row (parameter, gradient, states) the new parameter and states."""
+
+
+class Rule(NamedTuple):
+    """The pure part of a class of torch.optim: what it subtracts, and where its state is kept.
+
+    `state` has the structure of the state of `direction`, with the key of `optimizer.state[param]` at each leaf.
+    """
+
+    direction: GradientTransformation
+    state: tree.Tree
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What tells one class of torch.optim from another.
+
+    Attributes:
+        rule: the rule for given hyperparameters.
+        learning_rate: the factor of the direction, from the hyperparameters and the number of steps taken.
+        scalars: the keys of 0-d states, one number for all of a parameter.
+        switches: hyperparameters whose 0 leaves out a part of the rule instead of being a number in it.
+        constants: numbers that a compiled rule is made for.
+        elementwise: whether the rule knows no shapes, so that many parameters can be one flat tensor.
+        decoupled: whether weight decay shrinks the parameters, where no group says so, or joins the gradient.
+        fresh: whether the first step of a parameter follows another rule; `hyper["fresh"]` tells.
+    """
+
+    rule: Callable[[Hyper], Rule]
+    learning_rate: Callable[[Hyper, Tensor], float | Tensor] = lambda hyper, count: hyper["lr"]
+    scalars: tuple[str, ...] = ("step",)
+    switches: tuple[str, ...] = ("weight_decay",)
+    constants: tuple[str, ...] = ()
+    elementwise: bool = True
+    decoupled: bool = False
+    fresh: bool = False
+
+    def keys(self, hyper: Hyper) -> list[str]:
+        """The keys of the state that the rule needs, in the order of its leaves."""
+        return tree.leaves(self.rule(hyper).state)
+
+
+def updated(
+    definition: Definition, hyper: Hyper, scalars: Scalars, rows: Sequence[Row]
+) -> tuple[Scalars, list[list[Tensor]]]:
+    """One step of torch.optim's form, for parameters θ that share the number of steps taken:
+
+        g ← -g if `maximize`        g ← g + λ θ, or θ ← (1 - γ λ) θ where the decay is decoupled
+        θ ← θ - γ d                 d the direction that the rule makes of g
+
+    With `found_inf` (from a gradient scaler) set to 1 all stays as it is. Computed in at least float32.
+    """
+    rule = definition.rule(hyper)
+    params, grads, *columns = map(list, zip(*rows))
+    wide = [param.to(compute_dtype(param.dtype)) for param in params]
+    grads = _prepared(definition, hyper, grads, wide)
+    count = scalars["step"].to(torch.int32) if "step" in scalars else torch.zeros((), dtype=torch.int32)
+
+    before = {**scalars, "step": count}
+    leaves, structure = tree.flatten(rule.state)
+    given = iter(columns)
+    state = tree.unflatten([before[key] if key in before else next(given) for key in leaves], structure)
+    directions, state = rule.direction.update(grads, state, wide)
+    after = dict(zip(leaves, tree.leaves_up_to(structure, state)))
+
+    rate = definition.learning_rate(hyper, count)
+    shrink = _decay(definition, hyper, decoupled=True)
+    if shrink is not None:
+        wide = [param * (1 - hyper["lr"] * shrink) for param in wide]
+    moved = [add_scaled(param, -rate, direction) for param, direction in zip(wide, directions)]
+    values = zip(moved, *(after[key] for key in leaves if key not in before))
+    new_rows = [_settled(hyper, written(row), list(new)) for row, new in zip(rows, values)]
+    after.setdefault("step", count + 1)
+    old_scalars = list(scalars.values())
+    return dict(zip(scalars, _settled(hyper, old_scalars, [after[key] for key in scalars]))), new_rows
+
+
+def _prepared(definition: Definition, hyper: Hyper, grads: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+    """The gradients as the rule takes them: unscaled, of the sign of descent, with the coupled decay."""
+    grads = [grad.to(compute_dtype(grad.dtype)) for grad in grads]
+    if hyper.get("grad_scale") is not None:
+        grads = [grad / hyper["grad_scale"].to(grad.device) for grad in grads]
+    if hyper.get("maximize"):
+        grads = [-grad for grad in grads]
+    decay = _decay(definition, hyper, decoupled=False)
+    return grads if decay is None else [add_scaled(grad, decay, param) for grad, param in zip(grads, params)]
+
+
+def _decay(definition: Definition, hyper: Hyper, *, decoupled: bool) -> float | Tensor | None:
+    """The weight decay, where there is one and it is meant in this way."""
+    decay = hyper.get("weight_decay", 0)
+    if hyper.get("decoupled_weight_decay", definition.decoupled) != decoupled:
+        return None
+    return decay if isinstance(decay, Tensor) or decay != 0 else None
+
+
+def _settled(hyper: Hyper, old: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+    """The new values in the dtypes of the old, or the old ones where a gradient scaler has found infinities."""
+    cast = [value.to(before.dtype) for before, value in zip(old, new)]
+    found_inf = hyper.get("found_inf")
+    if found_inf is None:
+        return cast
+    return [
+        torch.where(found_inf.to(value.device) == 1, before.to(value.device), value) for before, value in zip(old, cast)
+    ]
+
+
+def compiled(definition: Definition, hyper: Hyper, options: dict[str, Any]) -> Update:
+    """`updated` as one compiled function that writes its results into the rows, for any values of the hyperparameters.
+
+    Numbers are handed over as 0-d tensors, so that changing one compiles nothing. An elementwise rule is compiled for
+    flat tensors of any length.
+    """
+    constant, numbers = _split(definition, hyper)
+    function = _compiled(definition, tuple(constant.items()), tuple(options.items()))
+    return functools.partial(function, numbers)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(
+    definition: Definition, constant: tuple[tuple[str, Any], ...], options: tuple[tuple[str, Any], ...]
+) -> Any:
+    def run(numbers: Hyper, scalars: Scalars, rows: Sequence[Row]) -> tuple[Scalars, list[list[Tensor]]]:
+        after, values = updated(definition, {**dict(constant), **numbers}, scalars, rows)
+        for row, new in zip(rows, values):
+            for target, value in zip(written(row), new):
+                target.copy_(value)
+        return after, [written(row) for row in rows]
+
+    options_ = {"fullgraph": True, "dynamic": definition.elementwise, "isolate_recompiles": True, **dict(options)}
+    return torch.compile(run, **options_)
+
+
+def _split(definition: Definition, hyper: Hyper) -> tuple[Hyper, Hyper]:
+    """Hyperparameters that the compiled rule is made for, and those that it is given."""
+    constant: Hyper = {}
+    numbers: Hyper = {}
+    for key, value in hyper.items():
+        switched_off = key in definition.switches and not isinstance(value, Tensor) and value == 0
+        if switched_off or key in definition.constants or value is None or isinstance(value, (bool, str)):
+            constant[key] = value
+        else:
+            numbers[key] = _as_tensors(value)
+    return constant, numbers
+
+
+def _as_tensors(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_as_tensors, value))
+    return torch.tensor(float(value), dtype=torch.float64) if isinstance(value, (int, float)) else value
