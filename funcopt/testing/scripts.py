@@ -55,7 +55,7 @@ def law_reproducer(
 
 def _remembers(call: Any) -> bool:
     """Whether what the call makes knows the call, as under `funcopt.factory`; a plain factory is handed on itself."""
-    return call is None or hasattr(call.function, "__wrapped__") or _found(call.function) is not call.function
+    return call is None or any(hasattr(each, "__wrapped__") for each in (call.function, _found(call.function)))
 
 
 def _factory(call: Any) -> str:

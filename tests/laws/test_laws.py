@@ -49,7 +49,9 @@ def test_laws(entry, case):
 
 CORE = (*OPTIMIZERS, *TRANSFORMATIONS)
 WITH_SCALARS = [
-    pytest.param(entry, marks=() if entry in CORE else pytest.mark.slow) for entry in ENTRIES if entry.scalars
+    pytest.param(entry, marks=() if entry in CORE and not entry.heavy else pytest.mark.slow)
+    for entry in ENTRIES
+    if entry.scalars
 ]
 
 
