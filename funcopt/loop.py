@@ -22,8 +22,7 @@ def loop(step: Step) -> Step:
     The gradient within a step is `torch.func.grad`'s. Compiled, the loop as a whole can be neither differentiated nor
     vmapped (torch 2.13); vmap the step, and loop over that.
 
-    >>> train = compile(loop(step), donate_argnums=(0, 1))
-    >>> params, state, losses = train(params, state, batches)
+    >>> train = funcopt.compile(funcopt.loop(train_step), donate_argnums=(0, 1))
 
     Raises:
         TypeError: `step` is not callable.

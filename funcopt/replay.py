@@ -22,6 +22,7 @@ _guards = torch._C._dynamo.guards
 
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _ALL_TENSORS = "tensors"
+_MOST_REPLAYS = 64  # a constant that changes at every call must not make them endless
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
@@ -78,7 +79,7 @@ class Recorder:
 
     def __init__(self, backend: Callable[..., Any]) -> None:
         self.backend = backend
-        self.runs: list[Run] = []
+        self.runs: list[Run] | None = None  # a list while somebody wants to know: runs hold tensors
         self._newest: Graph | None = None
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any], **options: Any) -> Callable[..., Any]:
@@ -86,7 +87,8 @@ class Recorder:
 
         def run(*inputs: Any) -> Sequence[Any]:
             outputs = compiled.call(*inputs)
-            self.runs.append(Run(compiled, inputs, outputs))
+            if self.runs is not None:
+                self.runs.append(Run(compiled, inputs, outputs))
             return outputs
 
         return run
@@ -141,13 +143,14 @@ class Replaying:
         return self._learn(args, kwargs, key, leaves)
 
     def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: list[Any], leaves: list[Tensor]) -> Any:
-        runs = self.recorder.runs
-        runs.clear()
-        result = self.compiled(args, kwargs)
+        runs = self.recorder.runs = []
+        try:
+            result = self.compiled(args, kwargs)
+        finally:
+            self.recorder.runs = None
         if len(runs) == 1 and is_plain():
             replay = learn(self.fn, runs[0], key, leaves, args, result, self.donated)
-            self.replays += [] if replay is None else [replay]
-        runs.clear()
+            self.replays = [*self.replays, *([] if replay is None else [replay])][-_MOST_REPLAYS:]
         return result
 
 

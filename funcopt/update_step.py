@@ -52,9 +52,10 @@ def compile_update(
         ValueError: at the call: the trees do not belong together, a gradient is None where there is a parameter, or
             the transformation looks at whole leaves (use `compile`).
 
-    >>> optimizer = adamw(1e-3)
-    >>> step = compile_update(optimizer)
-    >>> params, state = step(params, optimizer.init(params), grads)
+    >>> params, optimizer = {"w": torch.ones(2), "b": torch.ones(())}, sgd(0.5)
+    >>> step = compile_update(optimizer, backend="eager")
+    >>> step(params, optimizer.init(params), {"w": torch.ones(2), "b": torch.ones(())})[0]
+    {'w': tensor([0.5000, 0.5000]), 'b': tensor(0.5000)}
     """
     check_transformation("compile_update", transformation=transformation)
     return _CompiledUpdate(transformation, labels, alone, in_place, options)

@@ -1,6 +1,7 @@
 """A graph run again without Dynamo: the same numbers, and never where something has changed."""
 
 import functools
+import weakref
 
 import pytest
 import torch
@@ -216,3 +217,13 @@ def test_under_vmap_and_within_another_compiled_function(monkeypatch):
     outer = torch.compile(lambda x: counted.fn(x) + 1, backend="eager", fullgraph=True)
     assert outer(x).tolist() == [1, 3, 5]
     assert counted.replayed == replayed
+
+
+def test_nothing_is_kept_alive():
+    compiled = fo.compile(lambda x, f, n=0: {"y": f(x) if f else x + 1}, backend="aot_eager")
+    for arguments in ((torch.sin,), (None,), (None, 1), (None, 2)):
+        x = torch.ones(3)
+        results = [compiled(x, *arguments) for _ in range(2)]
+        references = [weakref.ref(x), *(weakref.ref(result["y"]) for result in results)]
+        del x, results
+        assert not any(reference() is not None for reference in references)
