@@ -1,11 +1,8 @@
 """The face of torch.optim: `import funcopt.optim as optim` in the place of `import torch.optim as optim`."""
 
-from torch.optim import (
-    lr_scheduler as lr_scheduler,
-    swa_utils as swa_utils,
-    swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state,
-)
+from torch.optim import swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state
 
+from funcopt.optim import lr_scheduler as lr_scheduler, swa_utils as swa_utils
 from funcopt.optim.adadelta import Adadelta as Adadelta
 from funcopt.optim.adafactor import Adafactor as Adafactor
 from funcopt.optim.adagrad import Adagrad as Adagrad
