@@ -60,7 +60,11 @@ def state_from_torch(state_dict: dict[str, Any], state: State, params: Params) -
         ValueError: a part of `state` has no counterpart, a number is missing, its shape differs, the parameters took
             different numbers of steps, or the rate is inside of the momentum here and outside in torch (`rmsprop`).
 
-    >>> state = state_from_torch(torch_optimizer.state_dict(), optimizer.init(params), params)
+    >>> params = [torch.zeros(2, requires_grad=True)]
+    >>> former = torch.optim.Adam(params, lr=0.1)
+    >>> former.step(lambda: params[0].sum().backward())
+    >>> state_from_torch(former.state_dict(), scale_by_adam().init(params), params).count
+    tensor(1, dtype=torch.int32)
     """
     leaves, structure = tree.flatten(params)
     columns = [state_dict["state"].get(index, {}) for index in range(len(leaves))]
@@ -79,7 +83,10 @@ def state_to_torch(state: State, params: Params, state_dict: dict[str, Any]) -> 
     Raises:
         ValueError: a part of `state` has no counterpart in torch.optim, as in `state_from_torch`.
 
-    >>> torch_optimizer.load_state_dict(state_to_torch(state, params, torch_optimizer.state_dict()))
+    >>> params = [torch.zeros(2, requires_grad=True)]
+    >>> successor = torch.optim.Adam(params, lr=0.1)
+    >>> state_dict = state_to_torch(scale_by_adam().init(params), params, successor.state_dict())
+    >>> successor.load_state_dict(state_dict)
     """
     leaves, structure = tree.flatten(params)
     columns: list[dict[str, Any]] = [{} for _ in leaves]
