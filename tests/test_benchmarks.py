@@ -162,7 +162,7 @@ def test_contenders_do_the_same(rule, monkeypatch):
     contenders.funcopt_eager(problem, rule)
     values, grads = problem.copies()
     params = [torch.nn.Parameter(value) for value in values.values()]
-    optimizer = contenders.torch_optimizer(rule, params)
+    optimizer = contenders.imperative(rule, params, torch.optim)
     for _ in range(2):
         for param, grad in zip(params, grads.values()):
             param.grad = grad.clone()

@@ -21,7 +21,7 @@ from tests.benchmarks.measure import Race
 PARTS = ("races", "compile", "recompiles", "training", "sweep")
 COMPILED = [
     *((workload, contenders.PACKED) for workload in (*workloads.WORKLOADS, "leaves-10", "leaves-1000")),
-    *((workload, contenders.GATHERED) for workload in ("leaves-10", "leaves-1000")),
+    *((workload, contenders.SEPARATE) for workload in ("gpt", "leaves-10", "leaves-1000")),
 ]
 QUICK = {"workloads": ["mlp", "many"], "rules": ["adamw"], "turns": 3, "seconds": 0.05, "parts": ["races", "sweep"]}
 FULL = {
