@@ -18,7 +18,8 @@ from funcopt import tree
 from funcopt.pack import Packed
 from funcopt.transform import GradientTransformation
 
-_guards = torch._C._dynamo.guards
+_guards: Any = getattr(torch._C._dynamo, "guards", None)
+_TESTED_WITH = "2.13."  # what is used here of torch is private to it; with other releases Dynamo does it all
 
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _ALL_TENSORS = "tensors"
@@ -104,9 +105,12 @@ class Recorder:
 def record(settings: dict[str, Any]) -> Recorder | None:
     """Put a recorder into the settings for `torch.compile`, if they allow for one.
 
-    Not with a mode (CUDA graphs must see every call), nor with a filter of guards of one's own.
+    Not with a release of torch that this has not been tested with, nor with a mode (CUDA graphs must see every call),
+    nor with a filter of guards of one's own.
     """
     options = settings.get("options") or {}
+    if not torch.__version__.startswith(_TESTED_WITH):
+        return None
     if settings.get("mode") or "guard_filter_fn" in options or not settings.get("fullgraph"):
         return None
     backend, dynamic = settings.get("backend", "inductor"), settings.get("dynamic")
