@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-SMALL = 2**15  # up to this many numbers a tensor is joined with others: a call costs more than the copies
+SMALL = 2**15  # up to this many numbers a tensor is joined with others for a compiled rule, up to PART otherwise
 PART = 2**17  # numbers taken at once in eager mode, so that intermediate results stay in the cache
 
 Row = Sequence[Tensor]
@@ -23,8 +23,9 @@ def update_elementwise(rule: Rule, rows: Sequence[Row], *, in_parts: bool) -> No
     seen as flat. With `in_parts` no more than `PART` numbers are taken at once.
     """
     small: list[Row] = []
+    limit = PART if in_parts else SMALL
     for row in rows:
-        if row[0].numel() > SMALL and _is_contiguous(row):
+        if row[0].numel() > limit and _is_contiguous(row):
             _update_flat(rule, row, PART if in_parts else row[0].numel())
         elif row[0].numel():
             small.append(row)
