@@ -14,7 +14,11 @@ from funcopt import tree
 from tests.catalogue import CASES, OPTIMIZERS, case_id, storage_tolerance
 from tests.trees import assert_close, assert_identical, draw, stack
 
-SHARED = [(entry, case) for entry, case in CASES if entry.make(**case).coupling != "leafwise" and not case.get("mask")]
+SHARED = [
+    (entry, case)
+    for entry, case in CASES
+    if entry.make(**case).coupling != "leafwise" and not case.get("mask") and not case.get("weight_decay_mask")
+]
 WHOLE = [(entry, case) for entry, case in CASES if entry.make(**case).coupling == "leafwise"]
 
 

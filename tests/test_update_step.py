@@ -40,9 +40,14 @@ def compile_update(transformation, **options):
 
 
 PACKABLE = [(entry, entry.cases[-1]) for entry in OPTIMIZERS if entry.make(**entry.cases[-1]).coupling != "leafwise"]
+QUICK = ("sgd", "adamw")
 
 
-@pytest.mark.parametrize("entry, case", PACKABLE, ids=case_id)
+@pytest.mark.parametrize(
+    "entry, case",
+    [pytest.param(*both, marks=[] if both[0].name in QUICK else pytest.mark.slow) for both in PACKABLE],
+    ids=case_id,
+)
 def test_every_optimizer(entry, case):
     transformation = entry.make(**{name: value for name, value in case.items() if name != "mask"})
     params = draw(1, torch.float32, SHAPES)

@@ -62,9 +62,10 @@ class Definition:
 
 def _made(definition: Definition, hyper: Hyper) -> tuple[GradientTransformation, list[str], Any]:
     """The direction, and the leaves and the structure of its state; kept where all hyperparameters are numbers."""
-    if torch.compiler.is_compiling() or any(map(_has_tensor, hyper.values())):
-        return _make(definition, tuple(hyper.items()))
-    return _make_once(definition, tuple(hyper.items()))
+    items = tuple((key, _frozen(value)) for key, value in hyper.items())
+    if torch.compiler.is_compiling() or any(_has_tensor(value) for _, value in items):
+        return _make(definition, items)
+    return _make_once(definition, items)
 
 
 def _make(definition: Definition, hyper: tuple[tuple[str, Any], ...]) -> tuple[GradientTransformation, list[str], Any]:
@@ -75,8 +76,13 @@ def _make(definition: Definition, hyper: tuple[tuple[str, Any], ...]) -> tuple[G
 _make_once = functools.lru_cache(maxsize=256)(_make)
 
 
+def _frozen(value: Any) -> Any:
+    """A value that can be looked up: lists, as users write `betas=[0.9, 0.99]`, are tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, (tuple, list)) else value
+
+
 def _has_tensor(value: Any) -> bool:
-    return any(map(_has_tensor, value)) if isinstance(value, (tuple, list)) else isinstance(value, Tensor)
+    return any(map(_has_tensor, value)) if isinstance(value, tuple) else isinstance(value, Tensor)
 
 
 def updated(
@@ -174,7 +180,7 @@ def _split(definition: Definition, hyper: Hyper) -> tuple[Hyper, Hyper]:
     for key, value in hyper.items():
         switched_off = key in definition.switches and not isinstance(value, Tensor) and value == 0
         if switched_off or key in definition.constants or value is None or isinstance(value, (bool, str)):
-            constant[key] = value
+            constant[key] = _frozen(value)
         else:
             numbers[key] = _mapped(_as_vector, value)
     return constant, numbers

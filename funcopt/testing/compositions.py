@@ -64,7 +64,7 @@ WRAPPERS: Mapping[str, Callable[[Inner], Mapping[str, Choice[Any]]]] = {
 }
 """The wrappers that are composed, each with what to draw for the arguments that its signature does not describe."""
 
-NOT_COMPOSED: frozenset[str] = frozenset()
+NOT_COMPOSED = frozenset(("scale_by_muon", "scale_by_shape"))  # which want matrices; `muon` chooses them itself
 """Factories that are left out: their updates need more than gradients and parameters, or they do not fit anywhere."""
 
 
