@@ -11,7 +11,7 @@ from torch import Tensor
 from funcopt.optim.in_place import Row, update_elementwise, write, written
 from funcopt.optim.optimizer import Optimizer
 from funcopt.optim.readers import rates_before
-from funcopt.optim.rule import Definition, Hyper, Scalars, Update, compiled, updated
+from funcopt.optim.rule import Definition, Hyper, Made, Scalars, Update, compiled, updated
 
 Class = TypeVar("Class", bound=type)
 
@@ -145,13 +145,14 @@ class DropIn(Optimizer):
 
     def _step_cohort(self, params: Sequence[Tensor], hyper: Hyper) -> None:
         states = [self.state.get(param, {}) for param in params]
-        keys = [key for key in self.definition.keys(hyper) if key not in self.definition.scalars]
+        made = self.definition.made(hyper)
+        keys = [key for key in made.keys if key not in self.definition.scalars]
         rows = [[param, param.grad, *(state[key] for key in keys)] for param, state in zip(params, states)]
         scalars = {key: states[0][key] for key in self.definition.scalars if key in states[0]}
         if hyper.get("differentiable"):
             after = self._write_differentiably(hyper, scalars, rows, keys)
         else:
-            after = self._write(hyper, scalars, [real(row) for row in rows])
+            after = self._write(hyper, scalars, [real(row) for row in rows], made)
         for key, value in after.items():
             if value.requires_grad:
                 for state in states:
@@ -159,9 +160,9 @@ class DropIn(Optimizer):
             else:
                 write([state[key] for state in states], [value] * len(states))
 
-    def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row]) -> Scalars:
+    def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row], made: Made) -> Scalars:
         """Write the new values into the rows, and return those of the scalars."""
-        update: Update = functools.partial(updated, self.definition, hyper)
+        update: Update = functools.partial(updated, self.definition, hyper, made=made)
         if self._compile:
             update = compiled(self.definition, hyper, self._compile if isinstance(self._compile, dict) else {})
         after: Scalars = {}

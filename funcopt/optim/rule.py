@@ -57,20 +57,27 @@ class Definition:
 
     def keys(self, hyper: Hyper) -> list[str]:
         """The keys of the state that the rule needs, in the order of its leaves."""
-        return _made(self, hyper)[1]
+        return self.made(hyper).keys
+
+    def made(self, hyper: Hyper) -> "Made":
+        """The rule, taken apart. What is made of numbers alone is kept for the next step."""
+        items = tuple((key, _frozen(value)) for key, value in hyper.items())
+        if torch.compiler.is_compiling() or any(_has_tensor(value) for _, value in items):
+            return _make(self, items)
+        return _make_once(self, items)
 
 
-def _made(definition: Definition, hyper: Hyper) -> tuple[GradientTransformation, list[str], Any]:
-    """The direction, and the leaves and the structure of its state; kept where all hyperparameters are numbers."""
-    items = tuple((key, _frozen(value)) for key, value in hyper.items())
-    if torch.compiler.is_compiling() or any(_has_tensor(value) for _, value in items):
-        return _make(definition, items)
-    return _make_once(definition, items)
+class Made(NamedTuple):
+    """A rule: its direction, and the leaves (which are keys) and the structure of its state."""
+
+    direction: GradientTransformation
+    keys: list[str]
+    structure: Any
 
 
-def _make(definition: Definition, hyper: tuple[tuple[str, Any], ...]) -> tuple[GradientTransformation, list[str], Any]:
+def _make(definition: Definition, hyper: tuple[tuple[str, Any], ...]) -> Made:
     rule = definition.rule(dict(hyper))
-    return (rule.direction, *tree.flatten(rule.state))
+    return Made(rule.direction, *tree.flatten(rule.state))
 
 
 _make_once = functools.lru_cache(maxsize=256)(_make)
@@ -86,16 +93,17 @@ def _has_tensor(value: Any) -> bool:
 
 
 def updated(
-    definition: Definition, hyper: Hyper, scalars: Scalars, rows: Sequence[Row]
+    definition: Definition, hyper: Hyper, scalars: Scalars, rows: Sequence[Row], made: Made | None = None
 ) -> tuple[Scalars, list[list[Tensor]]]:
     """One step of torch.optim's form, for parameters θ that share the number of steps taken:
 
         g ← -g if `maximize`        g ← g + λ θ, or θ ← (1 - γ λ) θ where the decay is decoupled
         θ ← θ - γ d                 d the direction that the rule makes of g
 
-    With `found_inf` (from a gradient scaler) set to 1 all stays as it is. Computed in at least float32.
+    With `found_inf` (from a gradient scaler) set to 1 all stays as it is. Computed in at least float32. `made` is
+    `definition.made(hyper)`, if that is at hand.
     """
-    direction, leaves, structure = _made(definition, hyper)
+    direction, leaves, structure = made or definition.made(hyper)
     params, grads, *columns = map(list, zip(*rows))
     wide = [param.to(compute_dtype(param.dtype)) for param in params]
     grads = _prepared(definition, hyper, grads, wide)
