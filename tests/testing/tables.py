@@ -75,5 +75,13 @@ def optax_findings() -> str:
     return "\n".join(["| optax 0.2.8 | laws that do not hold |", "|---|---|", *rows])
 
 
+def torch_findings() -> str:
+    """What the laws find in torch.optim, made pure by `functionalize`; its tests see that it is so."""
+    from tests.optim.test_functionalize_laws import FOUND
+
+    rows = [f"| `{name}` | {', '.join(f'`{law}`' for law in sorted(broken))} |" for name, (_, broken) in FOUND.items()]
+    return "\n".join(["| torch.optim 2.13 | laws that do not hold |", "|---|---|", *rows])
+
+
 if __name__ == "__main__":
-    print(laws(), declarations(), optax_findings(), sep="\n\n")
+    print(laws(), declarations(), optax_findings(), torch_findings(), sep="\n\n")

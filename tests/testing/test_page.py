@@ -15,7 +15,7 @@ CAUGHT = [line for line in PAGE if line.count(" | ") == 2 and line.split()[1] in
 """The rows of the table of mutants."""
 
 
-@pytest.mark.parametrize("table", [tables.laws, tables.declarations, tables.optax_findings])
+@pytest.mark.parametrize("table", [tables.laws, tables.declarations, tables.optax_findings, tables.torch_findings])
 def test_the_page_has_the_table(table):
     rows = table().splitlines()
     start = PAGE.index(rows[0])
