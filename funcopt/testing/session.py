@@ -177,7 +177,7 @@ class TrainingSession(RuleBasedStateMachine):
     def _replayed(self, start: dict[str, Tensor]) -> Values:
         """The plain run from the beginning: what was not there then had no gradients."""
         params = tree.clone(start)
-        self.plain = Values(params, type(self).make(self.rate).init(params))
+        self.plain = Values(params, type(self).make(_RATES[0]).init(params))  # a state may tell that rate
         self.largest = largest_so_far(self.plain)
         for rate, gradients in self.history:
             self._advance_plain(rate, {**dict.fromkeys(start), **gradients})

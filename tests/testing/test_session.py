@@ -115,3 +115,11 @@ def test_a_session_finds(factory, told):
 def test_a_rate_that_is_kept_is_no_difference_between_sessions():
     """Both runs keep it: a session compares ways to run, not formulas. The laws of agreement are for those."""
     run_state_machine_as_test(session(rate_at_first_use()), settings=settings(QUICK, max_examples=3))
+
+
+def test_a_group_may_be_added_after_a_change_of_the_rate():
+    """The state tells the rate of the last step, and before the first one the rate that it was made for."""
+    machine = session(fo.sgd, grows=True)()
+    machine.change_learning_rate(rate=0.5)
+    machine.add_group()
+    machine.is_the_plain_run()
