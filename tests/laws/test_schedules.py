@@ -256,6 +256,7 @@ def test_the_learning_rate_of_a_compiled_sgd(entry):
     torch.testing.assert_close(rates, torch.stack([schedule(count) for count in range(22)]), rtol=1e-14, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # Inductor's import
 def test_the_learning_rate_of_a_compiled_sgd_under_inductor():
     schedule = fo.join_schedules(

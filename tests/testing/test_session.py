@@ -30,7 +30,10 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+LAST = "clipped adamw"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == LAST else []) for n in FACTORIES])
 def test_sessions(name):
     run_state_machine_as_test(session(FACTORIES[name]), settings=QUICK)
 

@@ -189,6 +189,7 @@ def test_transformations_run_on_drawn_parameters_and_gradients(data):
     assert structure(updates) == structure(parameters) and structure(after) == structure(tx.init(parameters))
 
 
+@pytest.mark.slow
 def test_transformations_shrink_to_the_identity_and_to_one_member():
     assert repr(simplest(transformations(3))) == "identity()"
     assert repr(simplest(transformations(3), lambda t: "sgd" in repr(t))) == "sgd(learning_rate=0.1)"

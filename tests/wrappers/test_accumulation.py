@@ -230,6 +230,7 @@ def test_a_static_flag_makes_two_graphs_and_the_one_for_no_step_knows_nothing_of
     assert_close(result, expected, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_one_graph_without_a_flag_donated():
     made = fo.accumulate_gradients(fo.adamw(0.1), 3)
     params = draw(1, torch.float32, SMALL)

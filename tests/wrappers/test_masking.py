@@ -223,6 +223,7 @@ def test_without_a_leaf_inner_does_not_run_and_its_state_is_placed():
     assert_identical((updates, new_state), (stacked, state))
 
 
+@pytest.mark.slow
 def test_donated_and_compiled():
     torch._dynamo.reset()
     optimizer = fo.freeze(
