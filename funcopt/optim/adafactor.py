@@ -1,13 +1,13 @@
 """torch.optim.Adafactor on the pure core."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from funcopt.numerics import realise
-from funcopt.optim.drop_in import DropIn, drop_in, scalar_state
+from funcopt.optim.drop_in import Cohort, DropIn, drop_in, scalar_state
 from funcopt.optim.rule import Definition, Hyper, Rule
 from funcopt.rules.adafactor import FactoredState, scale_by_factored_rms
 from funcopt.transform import EmptyState, GradientTransformation, Params, Updates, chain
@@ -90,16 +90,13 @@ class Adafactor(DropIn, torch.optim.Adafactor):
                     "the parameters in the order in which they were saved."
                 )
 
-    def _cohorts(self, active: Iterable[Tensor], fresh: Collection[Tensor]) -> Iterable[list[Tensor]]:
-        for cohort in super()._cohorts(active, fresh):
-            for factored in (True, False):
-                if part := [param for param in cohort if (param.ndim > 1) == factored]:
-                    yield part
+    def _kind(self, param: Tensor, grad: Tensor) -> Hashable:
+        return super()._kind(param, grad), param.ndim > 1
 
-    def _step_cohort(self, params: Sequence[Tensor], hyper: Hyper) -> None:
+    def _hyper_of(self, cohort: Cohort, hyper: Hyper) -> Hyper:
         eps, min_scale = hyper["eps"]
-        eps = torch.finfo(params[0].dtype).eps if eps is None else eps
-        super()._step_cohort(params, {**hyper, "eps": (eps, min_scale), "factored": params[0].ndim > 1})
+        first = cohort.params[0]
+        return {**hyper, "eps": (torch.finfo(first.dtype).eps if eps is None else eps, min_scale), "factored": first.ndim > 1}
 
 
 def _shapes(param: Tensor) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from funcopt.numerics import realise
 from funcopt.optim.drop_in import DropIn, drop_in, real, scalar_state
 from funcopt.optim.in_place import Row, stored_numbers, write_stored_numbers
-from funcopt.optim.rule import Definition, Hyper, Made, Rule, Scalars
+from funcopt.optim.rule import Definition, Hyper, Recipe, Rule, Scalars
 from funcopt.rules.adagrad import ScaleByRssState, scale_by_rss
 
 
@@ -56,12 +56,12 @@ class Adagrad(DropIn, torch.optim.Adagrad):
         elif group["weight_decay"] != 0:
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")
 
-    def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row], made: Made) -> Scalars:
+    def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row], recipe: Recipe) -> Scalars:
         if not rows[0][1].is_sparse:
-            return super()._write(hyper, scalars, rows, made)
+            return super()._write(hyper, scalars, rows, recipe)
         after: Scalars = {}
         for row in rows:
-            after = super()._write(hyper, scalars, [real(stored := stored_numbers(row))], made)
+            after = super()._write(hyper, scalars, [real(stored := stored_numbers(row))], recipe)
             write_stored_numbers(row, stored)
         return after
 

@@ -2,18 +2,26 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from funcopt.optim.in_place import Row, update_elementwise, write, written
+from funcopt.optim.in_place import PART, Room, Row, run_tape, update_elementwise, write, written
 from funcopt.optim.optimizer import Optimizer
 from funcopt.optim.readers import rates_before
-from funcopt.optim.rule import Definition, Hyper, Made, Scalars, Update, compiled, updated
+from funcopt.optim.rule import Definition, Hyper, Recipe, Scalars, Update, compiled, recorded, updated
 
 Class = TypeVar("Class", bound=type)
+
+
+class Cohort(NamedTuple):
+    """Parameters that one update can serve, and their states; `fresh` if the states were made just now."""
+
+    params: list[Tensor]
+    states: list[dict[str, Any]]
+    fresh: bool
 
 
 class DropIn(Optimizer):
@@ -91,7 +99,7 @@ class DropIn(Optimizer):
     @torch.no_grad()
     def _init_state(self, groups: Iterable[Hyper]) -> None:
         for group in groups:
-            keys = self.definition.keys({key: _squeezed(group[key]) for key in self.defaults})
+            keys = frozenset(self.definition.keys({key: _squeezed(group[key]) for key in self.defaults}))
             for param in group["params"]:
                 if param.requires_grad:
                     given, param.grad = param.grad, torch.zeros_like(param) if param.grad is None else param.grad
@@ -102,24 +110,52 @@ class DropIn(Optimizer):
 
     def _step_group(self, group: Hyper) -> None:
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and _is_on_host(found_inf) and found_inf.item():
+        on_host = found_inf is not None and _is_on_host(found_inf)
+        if on_host and found_inf.item():
             return
-        active = [param for param in group["params"] if param.grad is not None]
-        if not active:
+        kinds: dict[Any, list[Tensor]] = {}
+        for param in group["params"]:
+            if (grad := param.grad) is not None:
+                kinds.setdefault(self._kind(param, grad), []).append(param)
+        if not kinds:
             return
-        for param in active:
-            self.check_gradient(param, group)
+        for params in kinds.values():
+            self.check_gradient(params[0], group)
         hyper = {key: _squeezed(group[key]) for key in self.defaults if key in group}  # loading adds a default
-        hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": found_inf}
-        keys = self.definition.keys(hyper)
-        fresh = {param for param in active if self._complete_state(param, group, keys)}
-        for params in self._cohorts(active, fresh if self.definition.fresh else ()):
-            self._step_cohort(params, {**hyper, "fresh": params[0] in fresh} if self.definition.fresh else hyper)
+        hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": None if on_host else found_inf}
+        recipe = self.definition.recipe(hyper)
+        keys = frozenset(recipe.made.keys)
+        for cohort in [cohort for params in kinds.values() for cohort in self._cohorts(params, group, keys)]:
+            own = self._hyper_of(cohort, hyper)
+            self._step_cohort(cohort, own, recipe if own is hyper else self.definition.recipe(own))
 
-    def _complete_state(self, param: Tensor, group: Hyper, keys: Sequence[str]) -> bool:
+    def _kind(self, param: Tensor, grad: Tensor) -> Hashable:
+        """What parameters have in common that one update serves, and one check."""
+        return param.dtype, grad.dtype, grad.layout, param.device, type(param), type(grad)
+
+    def _cohorts(self, params: Iterable[Tensor], group: Hyper, keys: frozenset[str]) -> Iterable[Cohort]:
+        """Parts of the parameters, which are of one kind, that are alike in their 0-d states as well.
+
+        What is missing of their states is made here.
+        """
+        cohorts: dict[Hashable, Cohort] = {}
+        readable = not torch.compiler.is_compiling()
+        for param in params:
+            state, fresh = self.state.get(param), False
+            if not state or not state.keys() >= keys or group.get("differentiable"):
+                fresh = self._complete_state(param, group, keys) and self.definition.fresh
+                state = self.state.get(param, {})
+            scalars = [state[key] for key in self.definition.scalars if key in state]
+            numbers = [s.item() if readable and type(s) is Tensor and s.is_cpu else id(s) for s in scalars]
+            cohort = cohorts.setdefault((fresh, *numbers), Cohort([], [], fresh))
+            cohort.params.append(param)
+            cohort.states.append(state)
+        return cohorts.values()
+
+    def _complete_state(self, param: Tensor, group: Hyper, keys: frozenset[str]) -> bool:
         """Make what is missing of the state: all of it at the first step, or what was switched on later."""
         state = self.state.get(param)
-        if state is not None and all(key in state for key in keys) and (state or not keys):
+        if state is not None and state.keys() >= keys and (state or not keys):
             if group.get("differentiable") and getattr(state.get("step"), "requires_grad", False):
                 raise RuntimeError(
                     f"{type(self).__name__}: `requires_grad` is not supported for `step` in differentiable mode."
@@ -130,29 +166,18 @@ class DropIn(Optimizer):
             self.state[param].setdefault(key, value)
         return bool(made)
 
-    def _cohorts(self, active: Iterable[Tensor], fresh: Collection[Tensor]) -> Iterable[list[Tensor]]:
-        """Parts of the active parameters that one update can serve: alike in dtypes, device and 0-d states."""
-        cohorts: dict[Any, list[Tensor]] = {}
-        readable = not torch.compiler.is_compiling()
-        for param in active:
-            grad, state = param.grad, self.state.get(param, {})
-            assert grad is not None
-            kind = (param.dtype, grad.dtype, grad.is_sparse, param.device, _is_plain(param), param in fresh)
-            scalars = [state[key] for key in self.definition.scalars if key in state]
-            numbers = [s.item() if readable and type(s) is Tensor and s.is_cpu else id(s) for s in scalars]
-            cohorts.setdefault((*kind, *numbers), []).append(param)
-        return cohorts.values()
+    def _hyper_of(self, cohort: Cohort, hyper: Hyper) -> Hyper:
+        """The hyperparameters of a cohort."""
+        return {**hyper, "fresh": cohort.fresh} if self.definition.fresh else hyper
 
-    def _step_cohort(self, params: Sequence[Tensor], hyper: Hyper) -> None:
-        states = [self.state.get(param, {}) for param in params]
-        made = self.definition.made(hyper)
-        keys = [key for key in made.keys if key not in self.definition.scalars]
-        rows = [[param, param.grad, *(state[key] for key in keys)] for param, state in zip(params, states)]
+    def _step_cohort(self, cohort: Cohort, hyper: Hyper, recipe: Recipe) -> None:
+        params, states, _ = cohort
+        rows = [[param, param.grad, *[state[key] for key in recipe.own]] for param, state in zip(params, states)]
         scalars = {key: states[0][key] for key in self.definition.scalars if key in states[0]}
         if hyper.get("differentiable"):
-            after = self._write_differentiably(hyper, scalars, rows, keys)
+            after = self._write_differentiably(hyper, scalars, rows, recipe.own)
         else:
-            after = self._write(hyper, scalars, [real(row) for row in rows], made)
+            after = self._write(hyper, scalars, [*map(real, rows)] if params[0].is_complex() else rows, recipe)
         for key, value in after.items():
             if value.requires_grad:
                 for state in states:
@@ -160,11 +185,20 @@ class DropIn(Optimizer):
             else:
                 write([state[key] for state in states], [value] * len(states))
 
-    def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row], made: Made) -> Scalars:
+    def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row], recipe: Recipe) -> Scalars:
         """Write the new values into the rows, and return those of the scalars."""
-        update: Update = functools.partial(updated, self.definition, hyper, made=made)
+        elementwise = self.definition.elementwise and all(map(_is_plain, rows[0])) and not torch.compiler.is_compiling()
+        given = (*recipe.numbers, *scalars.values())
+        if elementwise and not self._compile and _can_be_recorded(rows[0], given):
+            tape = recorded(self.definition, recipe, scalars, rows[0])
+            if tape is not None:
+                numbers = [value.item() if isinstance(value, Tensor) else value for value in given]
+                room: Room = self.__dict__.setdefault("_room", {})  # which no copy or pickle takes along
+                new = run_tape(tape, numbers, rows, room)
+                return {key: torch.tensor(value, dtype=torch.float64) for key, value in zip(scalars, new)}
+        update: Update = functools.partial(updated, self.definition, hyper, made=recipe.made)
         if self._compile:
-            update = compiled(self.definition, hyper, self._compile if isinstance(self._compile, dict) else {})
+            update = compiled(self.definition, recipe, self._compile if isinstance(self._compile, dict) else {})
         after: Scalars = {}
 
         def rule(row: list[Tensor]) -> list[Tensor]:
@@ -172,8 +206,8 @@ class DropIn(Optimizer):
             after, (new,) = update(scalars, [row])
             return new
 
-        if self.definition.elementwise and all(map(_is_plain, rows[0])) and not torch.compiler.is_compiling():
-            update_elementwise(rule, rows, in_parts=not self._compile)
+        if elementwise:
+            update_elementwise(rule, rows, part=None if self._compile else PART)
             return after or updated(self.definition, hyper, scalars, rows[:1])[0]  # a step of no numbers counts
         after, values = update(scalars, rows)
         for row, new in zip(rows, values):
@@ -226,6 +260,12 @@ def real(row: Row) -> Row:
 
 def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_sparse
+
+
+def _can_be_recorded(row: Row, numbers: Iterable[Any]) -> bool:
+    """Whether the numbers can be read, and the tensors are written, here and now: on the host, and by no transform."""
+    on_host = row[0].is_cpu and all(number.is_cpu for number in numbers if isinstance(number, Tensor))
+    return on_host and torch._C._functorch.maybe_current_level() is None  # type: ignore[attr-defined]
 
 
 def _is_on_host(tensor: Tensor) -> bool:

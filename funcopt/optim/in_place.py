@@ -7,29 +7,78 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-SMALL = 2**15  # up to this many numbers a tensor is joined with others for a compiled rule, up to PART otherwise
-PART = 2**17  # numbers taken at once in eager mode, so that intermediate results stay in the cache
+from funcopt.optim.tape import Tape
+
+SMALL = 2**14  # up to this many numbers a tensor is taken together with others
+GATHERED = 2**15  # numbers gathered in eager mode
+PART = 2**18  # numbers taken at once in eager mode, so that intermediate results stay in the cache
 
 Row = Sequence[Tensor]
 """The tensors of one parameter: itself, its gradient, its states."""
 Rule = Callable[[list[Tensor]], list[Tensor]]
 """An elementwise function of a flat row: new values of its tensors but the gradient, made anew or written in place."""
 
+Room = dict[tuple[int, torch.dtype], Tensor]
+"""Buffers by their number and dtype."""
 
-def update_elementwise(rule: Rule, rows: Sequence[Row], *, in_parts: bool) -> None:
+
+def run_tape(tape: Tape, numbers: Sequence[Any], rows: Sequence[Row], room: Room) -> list[float]:
+    """Run a tape on every row, in place, and give the new scalars. `room` keeps the buffers for the next step.
+
+    Short rows are given to torch's operations on lists, where the tape knows them, and else gathered into one; long
+    ones are taken in parts that stay in the cache.
+    """
+    scalars, needed = tape.of_scalars(*numbers)
+    short = []
+
+    def run(row: Row) -> Row:
+        tape.of_row(*row, *_buffers(tape, row[0], room), *needed)
+        return written(row)
+
+    for row in rows:
+        length = row[0].numel()
+        if length <= SMALL:
+            short.append(row)
+        elif length <= PART or not _is_contiguous(row):
+            run(row)
+        else:
+            flat = [tensor.view(-1) for tensor in row]
+            for start in range(0, length, PART):
+                run([tensor[start : start + PART] for tensor in flat])
+    if tape.of_rows is None:
+        for batch in _batches(short, GATHERED):
+            _update_gathered(run, batch) if len(batch) > 1 else [run(row) for row in batch]
+    elif short:
+        for batch in _batches(short, PART):
+            tape.of_rows(*map(list, zip(*batch)), *needed)
+    return scalars
+
+
+def _buffers(tape: Tape, like: Tensor, room: Room) -> list[Tensor]:
+    """The buffers of a tape in the shape of a tensor, cut out of those in the room."""
+    if like.numel() > PART:  # whose numbers lie scattered
+        return [torch.empty_like(like, dtype=dtype) for dtype in tape.buffers]
+    buffers = []
+    for key in enumerate(tape.buffers):
+        if key not in room or room[key].numel() < like.numel():
+            room[key] = torch.empty(like.numel(), dtype=key[1])
+        buffers.append(room[key][: like.numel()].view(like.shape))
+    return buffers
+
+
+def update_elementwise(rule: Rule, rows: Sequence[Row], *, part: int | None = None) -> None:
     """Write what the elementwise `rule` makes of each row into the row's own tensors.
 
-    Rows of few numbers are gathered into flat tensors, so that the rule is called once for many of them. A long row is
-    seen as flat. With `in_parts` no more than `PART` numbers are taken at once.
+    Rows of up to `SMALL` numbers are gathered into flat tensors, so that the rule is called once for many of them. A
+    long row is seen as flat. No more than `part` numbers are taken at once.
     """
-    small: list[Row] = []
-    limit = PART if in_parts else SMALL
+    few: list[Row] = []
     for row in rows:
-        if row[0].numel() > limit and _is_contiguous(row):
-            _update_flat(rule, row, PART if in_parts else row[0].numel())
+        if row[0].numel() > SMALL and _is_contiguous(row):
+            _update_flat(rule, row, part or row[0].numel())
         elif row[0].numel():
-            small.append(row)
-    for batch in _batches(small, PART) if in_parts else [small]:
+            few.append(row)
+    for batch in _batches(few, part) if part else [few]:
         if len(batch) == 1 and batch[0][0].numel() == 1:
             _update_gathered(rule, [batch[0], [tensor.clone() for tensor in batch[0]]])  # torch compiles size 1 apart
         elif len(batch) == 1 and _is_contiguous(batch[0]):
@@ -59,7 +108,7 @@ def _update_gathered(rule: Rule, rows: Sequence[Row]) -> None:
     columns = [list(column) for column in zip(*rows)]
     results = rule([_flatten_dense_tensors(column) for column in columns])  # type: ignore[no-untyped-call]
     for column, result in zip(written(columns), results):
-        write(column, _unflatten_dense_tensors(result, column))  # type: ignore[no-untyped-call]
+        torch._foreach_copy_(column, _unflatten_dense_tensors(result, column))  # type: ignore[no-untyped-call]
 
 
 def _update_flat(rule: Rule, row: Row, length: int) -> None:

@@ -1,12 +1,12 @@
 """torch.optim.Muon on the pure core."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from funcopt.optim.drop_in import DropIn, drop_in
+from funcopt.optim.drop_in import Cohort, DropIn, drop_in
 from funcopt.optim.rule import Definition, Hyper, Rule
 from funcopt.rules.muon import MuonState, scale_by_muon, scale_by_shape
 from funcopt.transform import EmptyState, GradientTransformation, Params, State, Updates
@@ -67,5 +67,8 @@ class Muon(DropIn, torch.optim.Muon):
             raise ValueError(f"Muon: ns_coefficients must have exactly 3 values, got {group['ns_coefficients']}.")
         super().check_gradient(param, group)
 
-    def _step_cohort(self, params: Sequence[Tensor], hyper: Hyper) -> None:
-        super()._step_cohort(params, {**hyper, "ns_coefficients": tuple(hyper["ns_coefficients"])})
+    def _kind(self, param: Tensor, grad: Tensor) -> Hashable:
+        return super()._kind(param, grad), param.ndim
+
+    def _hyper_of(self, cohort: Cohort, hyper: Hyper) -> Hyper:
+        return {**hyper, "ns_coefficients": tuple(hyper["ns_coefficients"])}

@@ -1,7 +1,7 @@
 """The pure step of a drop-in class: what all classes of torch.optim share, around the direction of each."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from funcopt import tree
 from funcopt.numerics import add_scaled, compute_dtype
 from funcopt.optim.in_place import Row, written
+from funcopt.optim.tape import Tape, record
 from funcopt.transform import GradientTransformation
 
 Hyper = dict[str, Any]
@@ -31,7 +32,7 @@ class Rule(NamedTuple):
     state: tree.Tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Definition:
     """What tells one class of torch.optim from another.
 
@@ -57,14 +58,22 @@ class Definition:
 
     def keys(self, hyper: Hyper) -> list[str]:
         """The keys of the state that the rule needs, in the order of its leaves."""
-        return self.made(hyper).keys
+        return self.recipe(hyper).made.keys
+
+    def recipe(self, hyper: Hyper) -> "Recipe":
+        """What a step needs to know of its hyperparameters; kept for the next step, where they are numbers."""
+        items = tuple(hyper.items())
+        if torch.compiler.is_compiling() or _has_tensor(hyper.values()):
+            return _recipe(self, items)
+        try:
+            return _recipe_kept(self, items)
+        except TypeError:  # as users write `betas=[0.9, 0.99]`
+            return self.recipe({key: _frozen(value) for key, value in hyper.items()})
 
     def made(self, hyper: Hyper) -> "Made":
-        """The rule, taken apart. What is made of numbers alone is kept for the next step."""
-        items = tuple((key, _frozen(value)) for key, value in hyper.items())
-        if torch.compiler.is_compiling() or any(_has_tensor(value) for _, value in items):
-            return _make(self, items)
-        return _make_once(self, items)
+        """The rule, taken apart."""
+        rule = self.rule(hyper)
+        return Made(rule.direction, *tree.flatten(rule.state))
 
 
 class Made(NamedTuple):
@@ -75,21 +84,37 @@ class Made(NamedTuple):
     structure: Any
 
 
-def _make(definition: Definition, hyper: tuple[tuple[str, Any], ...]) -> Made:
-    rule = definition.rule(dict(hyper))
-    return Made(rule.direction, *tree.flatten(rule.state))
+class Recipe(NamedTuple):
+    """Hyperparameters, prepared: the rule, which of its states are of one parameter alone, and what it depends on."""
+
+    made: Made
+    own: list[str]
+    constant: tuple[tuple[str, Any], ...]  # that a compiled or recorded rule is made for
+    numbers: list[Any]  # that it is given, and the structure of a dict of them
+    structure: Any
 
 
-_make_once = functools.lru_cache(maxsize=256)(_make)
+def _recipe(definition: Definition, items: tuple[tuple[str, Any], ...]) -> Recipe:
+    hyper = dict(items)
+    made = definition.made(hyper)
+    own = [key for key in made.keys if key not in definition.scalars]
+    constant, numbers = _split(definition, hyper)
+    return Recipe(made, own, tuple(constant.items()), *tree.flatten(numbers))
+
+
+_recipe_kept = functools.lru_cache(maxsize=256)(_recipe)
 
 
 def _frozen(value: Any) -> Any:
-    """A value that can be looked up: lists, as users write `betas=[0.9, 0.99]`, are tuples."""
+    """A value that can be looked up: lists are tuples."""
     return tuple(map(_frozen, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _has_tensor(value: Any) -> bool:
-    return any(map(_has_tensor, value)) if isinstance(value, tuple) else isinstance(value, Tensor)
+def _has_tensor(values: Iterable[Any]) -> bool:
+    for value in values:
+        if isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and _has_tensor(value)):
+            return True
+    return False
 
 
 def updated(
@@ -157,15 +182,43 @@ def _settled(hyper: Hyper, old: Sequence[Tensor], new: Sequence[Tensor]) -> list
     ]
 
 
-def compiled(definition: Definition, hyper: Hyper, options: dict[str, Any]) -> Update:
+def recorded(definition: Definition, recipe: Recipe, scalars: Scalars, row: Row) -> Tape | None:
+    """The tape of `updated` for rows like this one, or None where it cannot be recorded.
+
+    It takes the numbers of the recipe and the scalars, and serves any values of them, as what `compiled` gives.
+    """
+    kinds = [value.dtype if isinstance(value, Tensor) else torch.float64 for value in recipe.numbers]
+    kinds += [tensor.dtype for tensor in (*scalars.values(), *row)]
+    return _record(definition, recipe.constant, recipe.structure, tuple(scalars), tuple(kinds))
+
+
+@functools.lru_cache(maxsize=256)
+def _record(
+    definition: Definition,
+    constant: tuple[tuple[str, Any], ...],
+    structure: Any,
+    names: tuple[str, ...],
+    kinds: tuple[torch.dtype, ...],
+) -> Tape | None:
+    count = structure.num_leaves
+    examples = [torch.zeros((), dtype=dtype) for dtype in kinds]
+
+    def step(given: list[Tensor], row: list[Tensor]) -> list[Tensor]:
+        hyper = {**dict(constant), **tree.unflatten(given[:count], structure)}
+        after, (new,) = updated(definition, hyper, dict(zip(names, given[count:])), [row])
+        return [*(after[name] for name in names), *new]
+
+    return record(step, examples[: count + len(names)], examples[count + len(names) :])
+
+
+def compiled(definition: Definition, recipe: Recipe, options: dict[str, Any]) -> Update:
     """`updated` as one compiled function that writes its results into the rows, for any values of the hyperparameters.
 
     Numbers are handed over as 0-d tensors, so that changing one compiles nothing. An elementwise rule is compiled for
     flat tensors of any length.
     """
-    constant, numbers = _split(definition, hyper)
-    function = _compiled(definition, tuple(constant.items()), tuple(options.items()))
-    return functools.partial(function, numbers)
+    function = _compiled(definition, recipe.constant, tuple(options.items()))
+    return functools.partial(function, tree.unflatten([*map(_as_vector, recipe.numbers)], recipe.structure))
 
 
 @functools.lru_cache(maxsize=256)
@@ -190,7 +243,7 @@ def _split(definition: Definition, hyper: Hyper) -> tuple[Hyper, Hyper]:
         if switched_off or key in definition.constants or value is None or isinstance(value, (bool, str)):
             constant[key] = _frozen(value)
         else:
-            numbers[key] = _mapped(_as_vector, value)
+            numbers[key] = value
     return constant, numbers
 
 
