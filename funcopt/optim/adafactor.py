@@ -96,7 +96,8 @@ class Adafactor(DropIn, torch.optim.Adafactor):
     def _hyper_of(self, cohort: Cohort, hyper: Hyper) -> Hyper:
         eps, min_scale = hyper["eps"]
         first = cohort.params[0]
-        return {**hyper, "eps": (torch.finfo(first.dtype).eps if eps is None else eps, min_scale), "factored": first.ndim > 1}
+        eps = torch.finfo(first.dtype).eps if eps is None else eps
+        return {**hyper, "eps": (eps, min_scale), "factored": first.ndim > 1}
 
 
 def _shapes(param: Tensor) -> dict[str, tuple[int, ...]]:

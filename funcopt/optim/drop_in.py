@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from funcopt.optim.in_place import PART, Room, Row, run_tape, update_elementwise, write, written
+from funcopt.optim.in_place import PART, Row, run_tape, update_elementwise, write, written
 from funcopt.optim.optimizer import Optimizer
 from funcopt.optim.readers import rates_before
 from funcopt.optim.rule import Definition, Hyper, Recipe, Scalars, Update, compiled, recorded, updated
@@ -110,9 +110,10 @@ class DropIn(Optimizer):
 
     def _step_group(self, group: Hyper) -> None:
         found_inf = getattr(self, "found_inf", None)
-        on_host = found_inf is not None and _is_on_host(found_inf)
-        if on_host and found_inf.item():
-            return
+        if found_inf is not None and _is_on_host(found_inf):
+            if found_inf.item():
+                return
+            found_inf = None
         kinds: dict[Any, list[Tensor]] = {}
         for param in group["params"]:
             if (grad := param.grad) is not None:
@@ -122,7 +123,7 @@ class DropIn(Optimizer):
         for params in kinds.values():
             self.check_gradient(params[0], group)
         hyper = {key: _squeezed(group[key]) for key in self.defaults if key in group}  # loading adds a default
-        hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": None if on_host else found_inf}
+        hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": found_inf}
         recipe = self.definition.recipe(hyper)
         keys = frozenset(recipe.made.keys)
         for cohort in [cohort for params in kinds.values() for cohort in self._cohorts(params, group, keys)]:
@@ -140,14 +141,16 @@ class DropIn(Optimizer):
         """
         cohorts: dict[Hashable, Cohort] = {}
         readable = not torch.compiler.is_compiling()
+        scalars = self.definition.scalars
         for param in params:
             state, fresh = self.state.get(param), False
             if not state or not state.keys() >= keys or group.get("differentiable"):
                 fresh = self._complete_state(param, group, keys) and self.definition.fresh
                 state = self.state.get(param, {})
-            scalars = [state[key] for key in self.definition.scalars if key in state]
-            numbers = [s.item() if readable and type(s) is Tensor and s.is_cpu else id(s) for s in scalars]
-            cohort = cohorts.setdefault((fresh, *numbers), Cohort([], [], fresh))
+            numbers = [_value(state[key]) if readable else id(state[key]) for key in scalars if key in state]
+            cohort = cohorts.get(kind := (fresh, *numbers))
+            if cohort is None:
+                cohort = cohorts[kind] = Cohort([], [], fresh)
             cohort.params.append(param)
             cohort.states.append(state)
         return cohorts.values()
@@ -188,20 +191,18 @@ class DropIn(Optimizer):
     def _write(self, hyper: Hyper, scalars: Scalars, rows: Sequence[Row], recipe: Recipe) -> Scalars:
         """Write the new values into the rows, and return those of the scalars."""
         elementwise = self.definition.elementwise and all(map(_is_plain, rows[0])) and not torch.compiler.is_compiling()
-        given = (*recipe.numbers, *scalars.values())
-        if elementwise and not self._compile and _can_be_recorded(rows[0], given):
-            tape = recorded(self.definition, recipe, scalars, rows[0])
-            if tape is not None:
-                numbers = [value.item() if isinstance(value, Tensor) else value for value in given]
-                room: Room = self.__dict__.setdefault("_room", {})  # which no copy or pickle takes along
-                new = run_tape(tape, numbers, rows, room)
-                return {key: torch.tensor(value, dtype=torch.float64) for key, value in zip(scalars, new)}
+        if elementwise and not self._compile and _is_written_here(rows[0], (*recipe.numbers, *scalars.values())):
+            found = recorded(self.definition, recipe, scalars, rows[0])
+            if found is not None:
+                tape, moved, numbers = found
+                run_tape(tape, numbers, rows, self.__dict__.setdefault("_room", {}))  # which no copy takes along
+                return {key: torch.tensor(value, dtype=torch.float64) for key, value in zip(scalars, moved)}
         update: Update = functools.partial(updated, self.definition, hyper, made=recipe.made)
         if self._compile:
             update = compiled(self.definition, recipe, self._compile if isinstance(self._compile, dict) else {})
         after: Scalars = {}
 
-        def rule(row: list[Tensor]) -> list[Tensor]:
+        def rule(row: Row) -> list[Tensor]:
             nonlocal after
             after, (new,) = update(scalars, [row])
             return new
@@ -262,10 +263,14 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_sparse
 
 
-def _can_be_recorded(row: Row, numbers: Iterable[Any]) -> bool:
-    """Whether the numbers can be read, and the tensors are written, here and now: on the host, and by no transform."""
+def _is_written_here(row: Row, numbers: Iterable[Any]) -> bool:
+    """Whether tensors are written and numbers can be read here and now: on the host, and outside of transforms."""
     on_host = row[0].is_cpu and all(number.is_cpu for number in numbers if isinstance(number, Tensor))
-    return on_host and torch._C._functorch.maybe_current_level() is None  # type: ignore[attr-defined]
+    return on_host and torch._C._functorch.maybe_current_level() is None
+
+
+def _value(scalar: Tensor) -> Hashable:
+    return scalar.item() if type(scalar) is Tensor and scalar.is_cpu else id(scalar)
 
 
 def _is_on_host(tensor: Tensor) -> bool:

@@ -15,24 +15,23 @@ PART = 2**18  # numbers taken at once in eager mode, so that intermediate result
 
 Row = Sequence[Tensor]
 """The tensors of one parameter: itself, its gradient, its states."""
-Rule = Callable[[list[Tensor]], list[Tensor]]
+Rule = Callable[[Row], list[Tensor]]
 """An elementwise function of a flat row: new values of its tensors but the gradient, made anew or written in place."""
 
 Room = dict[tuple[int, torch.dtype], Tensor]
 """Buffers by their number and dtype."""
 
 
-def run_tape(tape: Tape, numbers: Sequence[Any], rows: Sequence[Row], room: Room) -> list[float]:
-    """Run a tape on every row, in place, and give the new scalars. `room` keeps the buffers for the next step.
+def run_tape(tape: Tape, numbers: Sequence[Any], rows: Sequence[Row], room: Room) -> None:
+    """Run a tape on every row, in place. `room` keeps the buffers for the next step.
 
     Short rows are given to torch's operations on lists, where the tape knows them, and else gathered into one; long
     ones are taken in parts that stay in the cache.
     """
-    scalars, needed = tape.of_scalars(*numbers)
     short = []
 
-    def run(row: Row) -> Row:
-        tape.of_row(*row, *_buffers(tape, row[0], room), *needed)
+    def run(row: Row) -> list[Tensor]:
+        tape.of_row(*row, *_buffers(tape, row[0], room), *numbers)
         return written(row)
 
     for row in rows:
@@ -50,8 +49,7 @@ def run_tape(tape: Tape, numbers: Sequence[Any], rows: Sequence[Row], room: Room
             _update_gathered(run, batch) if len(batch) > 1 else [run(row) for row in batch]
     elif short:
         for batch in _batches(short, PART):
-            tape.of_rows(*map(list, zip(*batch)), *needed)
-    return scalars
+            tape.of_rows(*map(list, zip(*batch)), *numbers)
 
 
 def _buffers(tape: Tape, like: Tensor, room: Room) -> list[Tensor]:

@@ -111,7 +111,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _has_tensor(values: Iterable[Any]) -> bool:
-    for value in values:
+    for value in values:  # noqa: SIM110 (`any` takes twice the time)
         if isinstance(value, Tensor) or (isinstance(value, (tuple, list)) and _has_tensor(value)):
             return True
     return False
@@ -182,14 +182,24 @@ def _settled(hyper: Hyper, old: Sequence[Tensor], new: Sequence[Tensor]) -> list
     ]
 
 
-def recorded(definition: Definition, recipe: Recipe, scalars: Scalars, row: Row) -> Tape | None:
-    """The tape of `updated` for rows like this one, or None where it cannot be recorded.
+def recorded(
+    definition: Definition, recipe: Recipe, scalars: Scalars, row: Row
+) -> tuple[Tape, list[float], list[Any]] | None:
+    """The tape of `updated` for rows like this one, new scalars, and the numbers to run it with.
 
-    It takes the numbers of the recipe and the scalars, and serves any values of them, as what `compiled` gives.
+    None where it cannot be recorded. One tape serves any values of numbers and scalars, as what `compiled` gives.
     """
+    given = [value.item() if isinstance(value, Tensor) else value for value in (*recipe.numbers, *scalars.values())]
     kinds = [value.dtype if isinstance(value, Tensor) else torch.float64 for value in recipe.numbers]
     kinds += [tensor.dtype for tensor in (*scalars.values(), *row)]
-    return _record(definition, recipe.constant, recipe.structure, tuple(scalars), tuple(kinds))
+    for floors in (False, True):
+        tape = _record(definition, recipe.constant, recipe.structure, tuple(scalars), tuple(kinds), floors)
+        if tape is None:
+            break
+        after, numbers = tape.of_scalars(*given)
+        if all(numbers[i] >= value for i, value in tape.least.items()):
+            return tape, after, numbers
+    return None
 
 
 @functools.lru_cache(maxsize=256)
@@ -199,6 +209,7 @@ def _record(
     structure: Any,
     names: tuple[str, ...],
     kinds: tuple[torch.dtype, ...],
+    floors: bool,
 ) -> Tape | None:
     count = structure.num_leaves
     examples = [torch.zeros((), dtype=dtype) for dtype in kinds]
@@ -208,7 +219,7 @@ def _record(
         after, (new,) = updated(definition, hyper, dict(zip(names, given[count:])), [row])
         return [*(after[name] for name in names), *new]
 
-    return record(step, examples[: count + len(names)], examples[count + len(names) :])
+    return record(step, examples[: count + len(names)], examples[count + len(names) :], floors=floors)
 
 
 def compiled(definition: Definition, recipe: Recipe, options: dict[str, Any]) -> Update:

@@ -32,24 +32,28 @@ class Tape(NamedTuple):
         of_rows: `of_rows(*columns, *numbers)` writes many rows, of which it is given the columns, by torch's
             operations on lists; None where there are no such operations.
         buffers: the dtypes of the buffers.
+        least: what numbers must be at least, by their place in what `of_scalars` gives, for the tape to hold.
     """
 
     of_scalars: Callable[..., tuple[list[Any], list[Any]]]
     of_row: Callable[..., None]
     of_rows: Callable[..., None] | None
     buffers: tuple[torch.dtype, ...]
+    least: dict[int, float]
 
 
-def record(step: Step, numbers: Sequence[Tensor], row: Sequence[Tensor]) -> Tape | None:
+def record(step: Step, numbers: Sequence[Tensor], row: Sequence[Tensor], *, floors: bool = False) -> Tape | None:
     """The tape of `step`, or None where it does something that is not known to be elementwise.
 
-    `numbers` and `row` are examples: of their values nothing is kept, only the dtypes.
+    `numbers` and `row` are examples: of their values nothing is kept, only the dtypes. Without `floors` the tape does
+    not keep roots away from 0 to which it adds a number, which then must not be too small.
     """
     graph = make_fx(step)(list(numbers), [torch.zeros(3, dtype=tensor.dtype) for tensor in row]).graph
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     scalar_inputs, row_inputs = inputs[: len(numbers)], inputs[len(numbers) :]
     arrays = _depending_on(row_inputs, graph)
     _simplify(graph, arrays)
+    least = {} if floors else _without_floors(graph, arrays)
     outputs = list(next(node for node in graph.nodes if node.op == "output").args[0])
     new_scalars, new_row = outputs[: 1 - len(row)], outputs[1 - len(row) :]
     if {*new_scalars} & arrays or not {*new_row} <= arrays or {*new_row} & {*row_inputs}:
@@ -67,6 +71,7 @@ def record(step: Step, numbers: Sequence[Tensor], row: Sequence[Tensor]) -> Tape
         _in_place(of_row, places, row_inputs, new_row, needed, buffers),
         _on_lists(of_row, places, row_inputs, new_row, needed) if all(map(_knows_lists, of_row)) else None,
         tuple(buffers),
+        {needed.index(number): value for number, value in least.items()},
     )
 
 
@@ -87,7 +92,7 @@ def _needed_for(nodes: Iterable[Node], graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if node in wanted]
 
 
-def _name(node: Node) -> str:
+def _name(node: Any) -> str:
     return str(getattr(node.target, "_opname", ""))
 
 
@@ -97,9 +102,9 @@ def _dtype(node: Node) -> torch.dtype:
 
 # The arithmetic of arrays.
 
-_WITH_OUT = frozenset(
-    "abs add addcdiv addcmul clamp div ge gt le lerp lt maximum minimum mul neg pow reciprocal sign sqrt sub where".split()
-)
+_ON_LISTS = {"abs", "add", "addcdiv", "addcmul", "clamp", "div", "lerp", "maximum", "minimum", "mul", "neg", "pow"}
+_ON_LISTS |= {"reciprocal", "sign", "sqrt", "sub"}
+_WITH_OUT = _ON_LISTS | {"ge", "gt", "le", "lt", "where"}
 
 
 def _is_known(node: Node) -> bool:
@@ -120,9 +125,39 @@ def _simplify(graph: Graph, arrays: set[Node]) -> None:
             _fuse_sum(node, arrays)
 
 
+def _without_floors(graph: Graph, arrays: set[Node]) -> dict[Node, float]:
+    """Drop the floor of roots √max(x, tiny) to which an ε is added, or whose x = y + ε.
+
+    Gives the least ε for which that is the same to the last bit, with x and y not negative.
+    """
+    least: dict[Node, float] = {}
+    for root in [node for node in graph.nodes if node in arrays and _name(node) == "sqrt"]:
+        floor: Any = root.args[0]
+        info = torch.finfo(_dtype(root))
+        if _name(floor) != "clamp" or floor.args[1:] != (info.tiny,):
+            continue
+        shifts = [_shift(user, arrays) for user in root.users]
+        if (inner := _shift(floor.args[0], arrays)) is not None:
+            least[inner] = max(info.tiny, least.get(inner, 0.0))
+        elif len(shifts) == 1 and shifts[0] is not None:
+            least[shifts[0]] = 2 * math.sqrt(info.tiny) / info.eps
+        else:
+            continue
+        root.args = (floor.args[0],)
+    return least
+
+
+def _shift(node: Any, arrays: set[Node]) -> Node | None:
+    """The number ε where the node is x + ε of an array x."""
+    if _name(node) == "add" and not node.kwargs and isinstance(node.args[1], Node) and node.args[1] not in arrays:
+        return node.args[1]
+    return None
+
+
 def _fuse_sum(node: Node, arrays: set[Node]) -> None:
     """Of d a + (1 - d) y make lerp, of x + y² addcmul, of x + s (y / z) addcdiv, and of x + s y a sum with a factor."""
-    first, second = node.args
+    args: Any = node.args
+    first, second = args
     for x, other in ((first, second), (second, first)):
         if x in arrays and _is_square(other):
             node.target, node.args = torch.ops.aten.addcmul.default, (x, other.args[0], other.args[0])
@@ -138,8 +173,8 @@ def _fuse_sum(node: Node, arrays: set[Node]) -> None:
             number, array = _scaled(numerator, arrays)
             if array is not None:
                 factor, numerator = _product(factor, number, node), array
-            args = (x, numerator, denominator)
-            node.target, node.args, node.kwargs = torch.ops.aten.addcdiv.default, args, {"value": factor}
+            node.target, node.args = torch.ops.aten.addcdiv.default, (x, numerator, denominator)
+            node.kwargs = {"value": factor}
         else:
             node.args, node.kwargs = (x, y), {"alpha": factor}
         return
@@ -147,12 +182,12 @@ def _fuse_sum(node: Node, arrays: set[Node]) -> None:
 
 def _is_square(node: Any) -> bool:
     """Whether the node is the square of an array, and used once."""
-    return isinstance(node, Node) and _name(node) == "pow" and node.args[1] == 2 and len(node.users) == 1
+    return _name(node) == "pow" and bool(node.args[1] == 2) and len(node.users) == 1
 
 
 def _scaled(node: Any, arrays: set[Node]) -> tuple[Any, Any]:
     """(s, y) where the node is s y of a number and an array, and used once."""
-    if isinstance(node, Node) and _name(node) == "mul" and len(node.users) == 1:
+    if _name(node) == "mul" and len(node.users) == 1:
         a, b = node.args
         if b in arrays and a not in arrays:
             return a, b
@@ -171,7 +206,7 @@ def _product(a: Node, b: Node, before: Node) -> Node:
 
 def _is_complement(factor: Any, decay: Any) -> bool:
     """Whether the factor is 1 - decay."""
-    return isinstance(factor, Node) and _name(factor) == "rsub" and tuple(factor.args) == (decay, 1)
+    return _name(factor) == "rsub" and tuple(factor.args) == (decay, 1)
 
 
 def _in_place(
@@ -207,9 +242,6 @@ def _options(node: Node) -> dict[str, Any]:
     return {key: value for key, value in node.kwargs.items() if key in ("alpha", "value")}
 
 
-_ON_LISTS = frozenset("abs add addcdiv addcmul clamp div lerp maximum minimum mul neg pow reciprocal sign sqrt sub".split())
-
-
 def _knows_lists(node: Node) -> bool:
     """Whether torch has the operation for lists of tensors."""
     lists = [isinstance(arg, Node) and arg.meta["val"].ndim > 0 for arg in node.args]
@@ -229,11 +261,12 @@ def _on_lists(
     new = {node: made.placeholder(f"number_{i}") for i, node in enumerate(numbers)}
     new |= dict(zip(row, columns))
     for node in operations:
+        first: Any = node.args[0]
         name = "_foreach_clamp_min" if _name(node) == "clamp" else f"_foreach_{_name(node)}"
         args, kwargs = map_arg((node.args, _options(node)), new.__getitem__)
-        if places[node] == places[node.args[0]]:
+        if places[node] == places[first]:
             made.call_function(getattr(torch, name + "_"), args, kwargs)
-            new[node] = args[0]
+            new[node] = new[first]
             continue
         new[node] = made.call_function(getattr(torch, name), args, kwargs)
         if places[node] < len(row):
