@@ -93,7 +93,7 @@ def _needed_for(nodes: Iterable[Node], graph: Graph) -> list[Node]:
 
 
 def _name(node: Any) -> str:
-    return str(getattr(node.target, "_opname", ""))
+    return str(getattr(node.target, "_opname", "")) if isinstance(node, Node) else ""
 
 
 def _dtype(node: Node) -> torch.dtype:

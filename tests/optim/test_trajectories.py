@@ -48,9 +48,9 @@ def test_low_precision_stays_near(case: Case, dtype: torch.dtype) -> None:
     assert_same_layout(own.state_dict(), reference.state_dict())
 
 
-@every_class
+@every_case
 def test_large_and_small_parameters_are_taken_alike(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gathering small tensors and cutting long ones changes no number."""
+    """Taking small tensors together and cutting long ones changes no number."""
     whole, _ = trajectory(case.mine, case, late=True)
     monkeypatch.setattr("funcopt.optim.in_place.SMALL", 4)
     monkeypatch.setattr("funcopt.optim.in_place.PART", 7)
