@@ -139,17 +139,37 @@ def test_what_is_not_elementwise_is_not_recorded() -> None:
     assert record(scalar_of_an_array, [], draw(2)[:2]) is None
 
 
-def test_values_that_others_still_need_are_not_overwritten() -> None:
-    def step(numbers: list[Tensor], row: list[Tensor]) -> list[Tensor]:
-        param, grad, first, second = row
-        new_first = second * grad
-        new_second = first * grad + second
-        return [param + first - new_second, new_first, new_second]
+def crossed(numbers: list[Tensor], row: list[Tensor]) -> list[Tensor]:
+    param, grad, first, second = row
+    new_first = second * grad
+    new_second = first * grad + second
+    return [param + first - new_second, new_first, new_second]
 
+
+def exchanged(numbers: list[Tensor], row: list[Tensor]) -> list[Tensor]:
+    param, grad, first, second = row
+    product = first * grad
+    return [product + grad, param * product, second.clone() * 2]
+
+
+@pytest.mark.parametrize("step", [crossed, exchanged])
+def test_values_that_others_still_need_are_not_overwritten(step: Any) -> None:
     row = draw(5)
     expected = step([], [tensor.clone() for tensor in row])
     run(sample(step, [], row), [], [row])
     torch.testing.assert_close([row[0], *row[2:]], expected, rtol=1e-14, atol=1e-15)
+
+
+def test_sums_of_two_products_that_are_no_average() -> None:
+    def step(numbers: list[Tensor], row: list[Tensor]) -> list[Tensor]:
+        a, b = numbers
+        return [a * row[0] + (1 - b) * row[1], a * row[2] + (2 - a) * row[1]]
+
+    row = draw(5)[:3]
+    given = [torch.tensor(0.9, dtype=f64), torch.tensor(0.3, dtype=f64)]
+    expected = step(given, [tensor.clone() for tensor in row])
+    run(sample(step, given, row), [0.9, 0.3], [row])
+    torch.testing.assert_close([row[0], row[2]], expected, rtol=1e-14, atol=1e-15)
 
 
 def test_numbers_are_as_in_torch() -> None:
