@@ -149,7 +149,7 @@ def crossed(numbers: list[Tensor], row: list[Tensor]) -> list[Tensor]:
 def exchanged(numbers: list[Tensor], row: list[Tensor]) -> list[Tensor]:
     param, grad, first, second = row
     product = first * grad
-    return [product + grad, param * product, second.clone() * 2]
+    return [product, param * product, second.clone() * 2]
 
 
 @pytest.mark.parametrize("step", [crossed, exchanged])
