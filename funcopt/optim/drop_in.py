@@ -12,6 +12,7 @@ from funcopt.optim.in_place import Row, update_elementwise, write, written
 from funcopt.optim.optimizer import Optimizer
 from funcopt.optim.readers import rates_before
 from funcopt.optim.rule import Definition, Hyper, Made, Scalars, Update, compiled, updated
+from funcopt.optim.scaling import unscale
 
 Class = TypeVar("Class", bound=type)
 
@@ -53,8 +54,7 @@ class DropIn(Optimizer):
     def init_state(self) -> None:
         """Make the states that the first step would make, where they are missing, without a step.
 
-        Training goes on as if this had not been called, but for dampening: a momentum buffer that is there starts with
-        a damped gradient.
+        Training goes on as if this had not been called.
         """
         self._init_state(self.param_groups)
 
@@ -110,7 +110,10 @@ class DropIn(Optimizer):
         for param in active:
             self.check_gradient(param, group)
         hyper = {key: _squeezed(group[key]) for key in self.defaults if key in group}  # loading adds a default
-        hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": found_inf}
+        unscale(
+            [param.grad for param in active if param.grad is not None], getattr(self, "grad_scale", None), found_inf
+        )
+        hyper |= {"grad_scale": None, "found_inf": found_inf}
         keys = self.definition.keys(hyper)
         fresh = {param for param in active if self._complete_state(param, group, keys)}
         for params in self._cohorts(active, fresh if self.definition.fresh else ()):

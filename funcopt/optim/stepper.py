@@ -99,9 +99,7 @@ class Stepper:
         apart = how.compile_options is not None
         return self._maker.arrange(how.recipe, model, states, settings, apart=apart)
 
-    def _program(
-        self, how: How, model: Model, states: States, settings: Sequence[Settings]
-    ) -> tuple[Program, Tensors]:
+    def _program(self, how: How, model: Model, states: States, settings: Sequence[Settings]) -> tuple[Program, Tensors]:
         """What is to be run, and on which tensors. States that are missing are made."""
         moving = tuple([gradient is not None for gradient in model.gradients])
         alike = likeness(model, settings) if how.compile_options is None else ()
@@ -199,9 +197,7 @@ def _write(
         torch._foreach_copy_(given.written, kept)
 
 
-def _write_states(
-    how: How, plan: Plan, model: Model, states: States, written: list[Any], kept: list[Any]
-) -> None:
+def _write_states(how: How, plan: Plan, model: Model, states: States, written: list[Any], kept: list[Any]) -> None:
     for slot, old, new in zip(plan.written, written, kept):
         if isinstance(old, Tensor) and not how.differentiable:
             old.copy_(new)
