@@ -9,7 +9,7 @@ from torch import Tensor
 from funcopt.linesearch.strong_wolfe import Point, advance_search, begin_search, found_point
 from funcopt.optim.optimizer import Optimizer
 from funcopt.optim.readers import is_called_for_states
-from funcopt.rules.lbfgs import curvature
+from funcopt.rules.lbfgs import apply_inverse_hessian, curvature
 
 Params: TypeAlias = list[Tensor]
 Evaluate: TypeAlias = Callable[[], tuple[float, Tensor]]
@@ -151,25 +151,10 @@ def _update_direction(state: dict[str, Any], gradient: Tensor, history_size: int
         for key, value in (("old_dirs", change), ("old_stps", step), ("ro", found.inverse)):
             state[key] = [*state[key], value][-history_size:]
         state["H_diag"] = found.scale
-    state["d"], alphas = _apply_inverse_hessian(-gradient, state)
+    pairs = state["old_stps"], state["old_dirs"], state["ro"]
+    state["d"], alphas = apply_inverse_hessian(-gradient, *pairs, state["H_diag"])
     state["al"] = [*alphas, *[None] * (history_size - len(alphas))]
     return state["d"]  # type: ignore[no-any-return]
-
-
-def _apply_inverse_hessian(vector: Tensor, state: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
-    """`rules.lbfgs.apply_inverse_hessian`, which overwrites the vector: new memory for each pair takes three times as long.
-
-    Returns the αᵢ in the order of the pairs as well.
-    """
-    pairs = list(zip(state["old_stps"], state["old_dirs"], state["ro"]))
-    alphas: list[Tensor] = []
-    for step, change, inverse in reversed(pairs):
-        alphas.insert(0, step.dot(vector) * inverse)
-        vector.addcmul_(alphas[0], change, value=-1)
-    vector *= state["H_diag"]
-    for (step, change, inverse), alpha in zip(pairs, alphas):
-        vector.addcmul_(alpha - change.dot(vector) * inverse, step)
-    return vector, alphas
 
 
 def _search(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def unscale(gradients: Iterable[Tensor], scale: Tensor | None, found_inf: Tensor | None) -> None:
-    """Divide the gradients by the scale, in place, as torch's fused kernels do; where infinities were found they stay."""
+    """Divide the gradients by the scale, in place, as torch's fused kernels do, unless infinities were found."""
     if scale is None:
         return
     for gradient in gradients:

@@ -63,8 +63,8 @@ class SparseAdam(Optimizer, torch.optim.SparseAdam):
     before any parameter has moved or counted, the values of a group as those of the constructor.
 
     `compile=True`, or a dict of options for `torch.compile`, compiles the whole step of a parameter, which then reads
-    and writes the stored numbers where they are: one graph for any number of them and
-    all parameters of a dtype and a number of axes.
+    and writes the stored numbers where they are: one graph for any number of them, and for all parameters of a dtype
+    and a number of axes.
 
     >>> embedding = torch.nn.Embedding(1000, 16, sparse=True)
     >>> optimizer = SparseAdam(embedding.parameters(), lr=0.1)
