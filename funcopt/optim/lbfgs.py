@@ -57,7 +57,7 @@ class LBFGS(Optimizer, torch.optim.LBFGS):
             TypeError: there is no closure, which evaluates the loss and its gradients.
             RuntimeError: `line_search_fn` is neither None nor "strong_wolfe".
         """
-        if closure is None and not self.state and is_called_for_states():
+        if not self.state and is_called_for_states():  # which has no closure to give
             self.init_state()
             return None
         (group,) = self._only_group(closure)

@@ -79,8 +79,8 @@ def make_plan(
             )
         )
     structure = tree.flatten(as_tree(names, [None] * size))[1]
-    order = map(tuple, (moving, resting, written, read, runs, wirings))
-    return Plan(names, size, structure, *order)
+    slots_of = tuple(written), tuple(read)
+    return Plan(names, size, structure, tuple(moving), tuple(resting), *slots_of, tuple(runs), tuple(wirings))
 
 
 def _slots(run: Run, known: set[int]) -> list[Slot | None]:

@@ -45,11 +45,10 @@ class Settings:
 def read_settings(recipe: Recipe, group: Mapping[str, Any]) -> Settings:
     """What the entries of a group say."""
     arguments = recipe.arguments(group)
-    static, floats, tensors = {}, {}, {}
-    for name, value in arguments.items():
-        number = recipe.is_number(name, value)
-        kind = static if not number else tensors if isinstance(value, Tensor) else floats
-        kind[name] = value
+    numbers = {name: value for name, value in arguments.items() if recipe.is_number(name, value)}
+    static = {name: value for name, value in arguments.items() if name not in numbers}
+    tensors = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
+    floats = {name: value for name, value in numbers.items() if name not in tensors}
     key = tuple([(name, type(value), _hashable(value)) for name, value in static.items()])
     return Settings(recipe, arguments, static, floats, tensors, key)
 

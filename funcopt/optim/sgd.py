@@ -61,4 +61,4 @@ class SGD(DropIn, torch.optim.SGD):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._unused = set()  # what is loaded has been used
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]

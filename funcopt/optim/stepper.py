@@ -85,7 +85,7 @@ class Stepper:
         views = []
         for run in arrangement.runs:
             plan = make_plan(model.names, len(model.params), [], known, [run])
-            stored = _read(model, states, (*plan.written, *plan.read))
+            stored = _read(list(map(states.get, model.params)), (*plan.written, *plan.read))
             leaves = [None if number is None else stored[number] for number in plan.wirings[0].reads]
             moves = {index: model.params[index] for index in sorted(run.moves)}
             views.append(View(tree.unflatten(leaves, run.layout.structure), model.tree(), moves))
@@ -130,19 +130,20 @@ def _check_gradients(optimizer: str, model: Model) -> None:
 
 
 def _tensors(how: How, plan: Plan, model: Model, states: States) -> Tensors:
+    params, stored = model.params, list(map(states.get, model.params))
     detach = torch.clone if how.differentiable else Tensor.detach
-    params = model.params
     return Tensors(
         [detach(params[i]) for i in plan.moving],
-        _read(model, states, plan.written),
+        _read(stored, plan.written),
         [detach(params[i]) for i in plan.resting],
-        _read(model, states, plan.read),
+        _read(stored, plan.read),
         [gradient for gradient in model.gradients if gradient is not None],
     )
 
 
-def _read(model: Model, states: States, slots: Sequence[Slot]) -> list[Any]:
-    return [states[model.params[param]][name] for param, name in slots]
+def _read(stored: Sequence[Any], slots: Sequence[Slot]) -> list[Any]:
+    """What is in slots, of the states of all parameters."""
+    return [stored[param][name] for param, name in slots]
 
 
 def _run_compiled(
