@@ -46,7 +46,7 @@ def _compiled(options: tuple[tuple[str, Any], ...]) -> Callable[..., Row]:
 
 
 def _no_view(tensor: Tensor) -> Tensor:
-    """The tensor as none of a view, in the same memory: of a view Dynamo asks that its base is always alike."""
+    """The tensor as none of a view, in the same memory: of a view, as stored values are, Dynamo compiles the base."""
     if not tensor._is_view():
         return tensor
     memory, start = tensor.untyped_storage(), tensor.storage_offset()
@@ -138,7 +138,6 @@ class SparseAdam(Optimizer, torch.optim.SparseAdam):
         options = self._compile if isinstance(self._compile, dict) else {}
         given = tree.map(_no_view, (row, places, values))
         _compiled(tuple(options.items()))(*given, torch.cat([numbers[:1], rate, numbers[1:]]))
-        torch.autograd.graph.increment_version(row)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compile": self._compile}

@@ -69,6 +69,19 @@ def test_entries_that_change_in_place_are_seen():
     torch.testing.assert_close(state["mu"], torch.zeros(2))
 
 
+def test_a_factory_may_compute_with_a_tensor():
+    def doubled(learning_rate):
+        return fo.sgd(learning_rate * 2)
+
+    doubled.__module__ = fo.sgd.__module__
+    rate = torch.tensor(0.1)
+    optimizer = as_optimizer(doubled)(parameters(1), lr=rate)
+    step(optimizer)
+    rate.fill_(0.2)
+    step(optimizer)
+    torch.testing.assert_close(numbers(optimizer), [torch.full((2,), 1 - 0.2 - 0.4)])
+
+
 def test_a_count_that_a_group_gets_for_itself_is_used():
     """Equal groups are moved together, unless one of them has what is shared for itself."""
     params = parameters()

@@ -9,6 +9,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import funcopt.optim
+from funcopt.optim.scaling import unscale
 from tests.optim.classes import give_gradients
 
 
@@ -90,3 +91,10 @@ def test_the_step_is_named_where_somebody_profiles() -> None:
     with torch.autograd.profiler.profile() as profile:
         optimizer.step()
     assert "Optimizer.step#SGD.step" in {event.name for event in profile.function_events}
+
+
+@pytest.mark.parametrize(("found", "left"), [(None, [1.0, -2.0]), (0.0, [1.0, -2.0]), (1.0, [4.0, -8.0])])
+def test_unscaling_reads_nothing_back(found: float | None, left: list[float]) -> None:
+    gradient = torch.tensor([4.0, -8.0])
+    unscale([gradient], torch.tensor(4.0), None if found is None else torch.tensor(found))
+    assert gradient.tolist() == left
