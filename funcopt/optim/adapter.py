@@ -145,8 +145,9 @@ class TransformationOptimizer(Optimizer):
             self.init_state()
             return None
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
-            for groups in self._scopes():
-                self._stepper.step(self._how(), groups, self.state, extra)
+            how = self._how()
+            for number, groups in enumerate(self._scopes()):
+                self._stepper.step(how, groups, self.state, extra, number)
         return loss
 
     def _how(self) -> How:

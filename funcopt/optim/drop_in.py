@@ -12,6 +12,7 @@ from funcopt.optim.in_place import PART, Row, run_tape, update_elementwise, writ
 from funcopt.optim.optimizer import Optimizer
 from funcopt.optim.readers import rates_before
 from funcopt.optim.rule import Definition, Hyper, Recipe, Scalars, Update, compiled, recorded, updated
+from funcopt.optim.scaling import unscale
 
 Class = TypeVar("Class", bound=type)
 
@@ -61,8 +62,7 @@ class DropIn(Optimizer):
     def init_state(self) -> None:
         """Make the states that the first step would make, where they are missing, without a step.
 
-        Training goes on as if this had not been called, but for dampening: a momentum buffer that is there starts with
-        a damped gradient.
+        Training goes on as if this had not been called.
         """
         self._init_state(self.param_groups)
 
@@ -123,7 +123,9 @@ class DropIn(Optimizer):
         for params in kinds.values():
             self.check_gradient(params[0], group)
         hyper = {key: _squeezed(group[key]) for key in self.defaults if key in group}  # loading adds a default
-        hyper |= {"grad_scale": getattr(self, "grad_scale", None), "found_inf": found_inf}
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            unscale([p.grad for params in kinds.values() for p in params if p.grad is not None], scale, found_inf)
+        hyper["found_inf"] = found_inf
         recipe = self.definition.recipe(hyper)
         keys = frozenset(recipe.made.keys)
         for cohort in [cohort for params in kinds.values() for cohort in self._cohorts(params, group, keys)]:
@@ -144,7 +146,7 @@ class DropIn(Optimizer):
         scalars = self.definition.scalars
         for param in params:
             state, fresh = self.state.get(param), False
-            if not state or not state.keys() >= keys or group.get("differentiable"):
+            if state is None or not self._is_complete(param, state, keys) or group.get("differentiable"):
                 fresh = self._complete_state(param, group, keys) and self.definition.fresh
                 state = self.state.get(param, {})
             numbers = [_value(state[key]) if readable else id(state[key]) for key in scalars if key in state]
@@ -155,10 +157,14 @@ class DropIn(Optimizer):
             cohort.states.append(state)
         return cohorts.values()
 
+    def _is_complete(self, param: Tensor, state: dict[str, Any], keys: frozenset[str]) -> bool:
+        """Whether nothing is missing of the state."""
+        return state.keys() >= keys and bool(state or not keys)
+
     def _complete_state(self, param: Tensor, group: Hyper, keys: frozenset[str]) -> bool:
         """Make what is missing of the state: all of it at the first step, or what was switched on later."""
         state = self.state.get(param)
-        if state is not None and state.keys() >= keys and (state or not keys):
+        if state is not None and self._is_complete(param, state, keys):
             if group.get("differentiable") and getattr(state.get("step"), "requires_grad", False):
                 raise RuntimeError(
                     f"{type(self).__name__}: `requires_grad` is not supported for `step` in differentiable mode."

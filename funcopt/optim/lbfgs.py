@@ -1,13 +1,14 @@
 """torch.optim.LBFGS on pure rules: the loop over closures, around `rules.lbfgs` and `linesearch.strong_wolfe`."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from funcopt.linesearch.strong_wolfe import Point, advance_search, begin_search, found_point
 from funcopt.optim.optimizer import Optimizer
+from funcopt.optim.readers import is_called_for_states
 from funcopt.rules.lbfgs import apply_inverse_hessian, curvature
 
 Params: TypeAlias = list[Tensor]
@@ -25,6 +26,7 @@ class LBFGS(Optimizer, torch.optim.LBFGS):
 
     Unlike torch's it can step after a deepcopy or unpickling, and always moves the parameters that are in its group,
     also if they have been replaced. A `line_search_fn` that is not known is refused before the closure is called.
+    There is no `compile`: see `docs/torch-optim.md`.
 
     >>> weight = torch.nn.Parameter(torch.tensor([3.0, -1.0]))
     >>> optimizer = LBFGS([weight], line_search_fn="strong_wolfe")
@@ -38,7 +40,12 @@ class LBFGS(Optimizer, torch.optim.LBFGS):
     tensor([2., 2.])
     """
 
-    def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, params: Any, *args: Any, compile: Literal[False] = False, **kwargs: Any) -> None:
+        if compile:
+            raise TypeError(
+                f"LBFGS: compile must be False, got {compile!r}: a graph would be compiled for every length of the "
+                "history, in seconds each, and saves little of a step; compile the model that the closure calls."
+            )
         super().__init__(params, *args, **kwargs)
         del self._params, self._numel_cache  # torch's copy of the list in the group
 
@@ -50,11 +57,13 @@ class LBFGS(Optimizer, torch.optim.LBFGS):
             TypeError: there is no closure, which evaluates the loss and its gradients.
             RuntimeError: `line_search_fn` is neither None nor "strong_wolfe".
         """
+        if not self.state and is_called_for_states():  # which has no closure to give
+            self.init_state()
+            return None
         (group,) = self._only_group(closure)
         params = group["params"]
+        self.init_state()
         state = self.state[params[0]]
-        state.setdefault("func_evals", 0)
-        state.setdefault("n_iter", 0)
         closure = torch.enable_grad()(closure)
         first_loss = closure()
         state["func_evals"] += 1
@@ -62,6 +71,15 @@ class LBFGS(Optimizer, torch.optim.LBFGS):
         if bool(gradient.abs().max() > group["tolerance_grad"]):
             _iterate(params, group, state, loss, gradient, lambda: (float(closure()), flat_gradient(params)))
         return first_loss
+
+    def init_state(self) -> None:
+        """Make the state that the first step starts from, without a step: two counts, under the first parameter.
+
+        The direction and the history are made by the first iteration, here as in torch.
+        """
+        state = self.state[self.param_groups[0]["params"][0]]
+        state.setdefault("func_evals", 0)
+        state.setdefault("n_iter", 0)
 
     def _only_group(self, closure: Any) -> list[dict[str, Any]]:
         if not callable(closure):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from funcopt.optim.drop_in import Cohort, DropIn, drop_in
 from funcopt.optim.rule import Definition, Hyper, Rule
+from funcopt.optim.unbounded import unbounded
 from funcopt.rules.muon import MuonState, scale_by_muon, scale_by_shape
 from funcopt.transform import EmptyState, GradientTransformation, Params, State, Updates
 
@@ -16,7 +17,7 @@ def _rule(hyper: Hyper) -> Rule:
     orthogonal = scale_by_muon(
         hyper["ns_coefficients"],
         hyper["ns_steps"],
-        hyper["momentum"],
+        unbounded(hyper["momentum"], 1.0),
         hyper["eps"],
         nesterov=hyper["nesterov"],
         ns_dtype=torch.bfloat16,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from funcopt.optim.drop_in import DropIn, drop_in, scalar_state
 from funcopt.optim.rule import Definition, Hyper, Rule
+from funcopt.optim.unbounded import unbounded
 from funcopt.rules.rmsprop import ScaleByRmsState, ScaleByRStdDevState, scale_by_rms, scale_by_stddev
 from funcopt.transform import chain
 from funcopt.transforms.momentum import TraceState, trace
@@ -14,13 +15,13 @@ from funcopt.transforms.momentum import TraceState, trace
 
 def _rule(hyper: Hyper) -> Rule:
     scale_by_x = scale_by_stddev if hyper["centered"] else scale_by_rms
-    direction = scale_by_x(hyper["alpha"], hyper["eps"], eps_in_sqrt=False)
+    direction = scale_by_x(unbounded(hyper["alpha"], 1.0), hyper["eps"], eps_in_sqrt=False)
     state: Any = ScaleByRmsState._make(["step", "square_avg"])
     if hyper["centered"]:
         state = ScaleByRStdDevState._make(["step", "grad_avg", "square_avg"])
     momentum = hyper["momentum"]
     if isinstance(momentum, Tensor) or momentum > 0:  # the rate stays outside of the buffer
-        return Rule(chain(direction, trace(momentum)), (state, TraceState("momentum_buffer")))
+        return Rule(chain(direction, trace(unbounded(momentum, 1.0))), (state, TraceState("momentum_buffer")))
     return Rule(direction, state)
 
 

@@ -153,10 +153,8 @@ def updated(
 
 
 def _prepared(definition: Definition, hyper: Hyper, grads: list[Tensor], params: list[Tensor]) -> list[Tensor]:
-    """The gradients as the rule takes them: unscaled, of the sign of descent, with the coupled decay."""
+    """The gradients as the rule takes them: of the sign of descent, with the coupled decay."""
     grads = [grad.to(compute_dtype(grad.dtype)) for grad in grads]
-    if hyper.get("grad_scale") is not None:
-        grads = [grad / hyper["grad_scale"].to(grad.device) for grad in grads]
     if hyper.get("maximize"):
         grads = [-grad for grad in grads]
     decay = _decay(definition, hyper, decoupled=False)

@@ -50,6 +50,7 @@ class Plan(NamedTuple):
 
     names: tuple[str, ...] | None
     size: int
+    structure: Any  # of the tree of parameters
     moving: tuple[int, ...]
     resting: tuple[int, ...]
     written: tuple[Slot, ...]
@@ -77,7 +78,9 @@ def make_plan(
                 writes=tuple((leaf, numbers[slot]) for leaf, slot in enumerate(row) if slot in changing),
             )
         )
-    return Plan(names, size, tuple(moving), tuple(resting), tuple(written), tuple(read), tuple(runs), tuple(wirings))
+    structure = tree.flatten(as_tree(names, [None] * size))[1]
+    slots_of = tuple(written), tuple(read)
+    return Plan(names, size, structure, tuple(moving), tuple(resting), *slots_of, tuple(runs), tuple(wirings))
 
 
 def _slots(run: Run, known: set[int]) -> list[Slot | None]:
@@ -105,43 +108,54 @@ def as_tree(names: tuple[str, ...] | None, leaves: list[Any]) -> tree.Tree:
     return leaves if names is None else dict(zip(names, leaves))
 
 
-def advance(
-    plan: Plan,
-    moving: list[Tensor],
-    written: list[Any],
-    resting: list[Tensor],
-    read: list[Any],
-    gradients: list[Tensor],
-    numbers: list[dict[str, Any]],
-    extra: dict[str, Any],
-) -> tuple[list[Tensor], list[Any]]:
-    """The new values of `moving` and `written`, parameters and states in the order of the plan. Pure.
+class Tensors(NamedTuple):
+    """What a step is given, in the order of its plan."""
 
-    `numbers` are the arguments of each run that are numbers; `extra` are those of `update`.
+    moving: list[Tensor]
+    written: list[Any]
+    resting: list[Tensor]
+    read: list[Any]
+    gradients: list[Tensor]
+
+
+def updates_of(
+    plan: Plan, given: Tensors, transformations: Sequence[GradientTransformation], extra: dict[str, Any]
+) -> tuple[list[Any], list[Any]]:
+    """What is to be added to `moving`, and the new values of `written`. Pure.
+
+    There is a transformation for each run; `extra` are further arguments of `update`.
     """
-    params = _spread(plan.size, (*plan.moving, *plan.resting), [*moving, *resting])
-    model = as_tree(plan.names, params)
-    structure = tree.flatten(model)[1]
-    stored = [*written, *read]
-    moved, kept = list(moving), list(written)
-    for run, wiring, values in zip(plan.runs, plan.wirings, numbers):
-        seen = _spread(plan.size, [plan.moving[k] for k in wiring.gradients], [gradients[k] for k in wiring.gradients])
+    model = as_tree(plan.names, _spread(plan.size, (*plan.moving, *plan.resting), [*given.moving, *given.resting]))
+    stored = [*given.written, *given.read]
+    updates: list[Any] = [None] * len(plan.moving)
+    kept = list(given.written)
+    for run, wiring, transformation in zip(plan.runs, plan.wirings, transformations):
+        seen = _spread(
+            plan.size, [plan.moving[k] for k in wiring.gradients], [given.gradients[k] for k in wiring.gradients]
+        )
         leaves = [None if slot is None else stored[slot] for slot in wiring.reads]
         state = tree.unflatten(leaves, run.layout.structure)
-        transformation = run.make(**run.static, **values)
-        updates, state = transformation.update(as_tree(plan.names, seen), state, model, **extra)
-        by_index = tree.leaves_up_to(structure, updates)
-        new = apply_updates([moving[k] for k in wiring.own], [by_index[plan.moving[k]] for k in wiring.own])
-        for k, param in zip(wiring.own, new):
-            moved[k] = param
+        made, state = transformation.update(as_tree(plan.names, seen), state, model, **extra)
+        by_index = _in_order(plan, made)
+        for k in wiring.own:
+            updates[k] = by_index[plan.moving[k]]
         leaves = tree.leaves_up_to(run.layout.structure, state)
         for leaf, slot in wiring.writes:
             kept[slot] = leaves[leaf]
-    return moved, kept
+    return updates, kept
 
 
-def advance_from_vector(plan: Plan, names: tuple[tuple[str, ...], ...]) -> Callable[..., Any]:
-    """`advance` for a plan, as a function of tensors alone: all numbers are in one vector.
+def _in_order(plan: Plan, updates: tree.Tree) -> Sequence[Any]:
+    """The updates by the numbers of their parameters; at once where they stand as the parameters do."""
+    if type(updates) is dict and plan.names is not None and tuple(updates) == plan.names:
+        return list(updates.values())
+    if type(updates) is list and plan.names is None and len(updates) == plan.size:
+        return updates
+    return tree.leaves_up_to(plan.structure, updates)
+
+
+def compilable_step(plan: Plan, names: tuple[tuple[str, ...], ...]) -> Callable[..., Any]:
+    """The new values of `moving` and `written` as a function of tensors alone: all numbers are in one vector.
 
     `names` are those of the numbers of each run and, at last, of the extra arguments that are numbers. Dynamo takes a
     0-d float64 tensor on the CPU for a number that it might have to read, and would trace everything twice.
@@ -161,7 +175,9 @@ def advance_from_vector(plan: Plan, names: tuple[tuple[str, ...], ...]) -> Calla
         for row, rest in zip(names, others):
             filled.append({**rest, **{name: vector[start + k] for k, name in enumerate(row)}})
             start += len(row)
-        return advance(plan, moving, written, resting, read, gradients, filled[:-1], filled[-1])
+        made = [run.make(**run.static, **numbers) for run, numbers in zip(plan.runs, filled)]
+        updates, kept = updates_of(plan, Tensors(moving, written, resting, read, gradients), made, filled[-1])
+        return apply_updates(moving, updates), kept
 
     def advance_always(*arguments: Any) -> tuple[list[Tensor], list[Any]]:
         return advance_with(*arguments)
@@ -172,7 +188,12 @@ def advance_from_vector(plan: Plan, names: tuple[tuple[str, ...], ...]) -> Calla
 
 
 def _is_of_library(run: Run) -> bool:
-    functions = [run.make, *filter(callable, run.static.values())]
+    return is_of_library(run.make, run.static)
+
+
+def is_of_library(make: Callable[..., Any], arguments: dict[str, Any]) -> bool:
+    """Whether a factory and the functions among its arguments are of this library, so that they never change."""
+    functions = [make, *filter(callable, arguments.values())]
     return all(getattr(each, "__module__", "").split(".")[0] == "funcopt" for each in functions)
 
 

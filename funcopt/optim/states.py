@@ -9,6 +9,7 @@ from funcopt import tree
 from funcopt.optim.layout import Layout, layout_of
 from funcopt.optim.recipe import Recipe
 from funcopt.optim.runs import Run, as_tree
+from funcopt.optim.settings import Settings
 from funcopt.transform import State
 
 States: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
@@ -19,9 +20,11 @@ class Model(NamedTuple):
     """The parameters of some groups, numbered through."""
 
     params: list[Tensor]
+    gradients: list[Tensor | None]
     names: tuple[str, ...] | None
     members: list[range]  # for each group, its parameters
     known: tuple[bool, ...]  # whether a parameter is there for the transformation; frozen ones are not
+    sizes: tuple[int, ...]  # how many entries the state of each has
     signature: Any  # all that the structure of a state may depend on
 
     def tree(self) -> tree.Tree:
@@ -38,9 +41,19 @@ def gather(groups: Sequence[Group], states: States) -> Model:
         members.append(range(len(params), len(params) + len(group["params"])))
         params += group["params"]
         names += group.get("param_names", ())
-    known = tuple([p.requires_grad or p.grad is not None or bool(states.get(p)) for p in params])
+    gradients = [param.grad for param in params]
+    sizes = state_sizes(params, states)
+    known = tuple([gradient is not None for gradient in gradients])
+    if not all(known):
+        known = tuple([has or size > 0 or p.requires_grad for has, size, p in zip(known, sizes, params)])
     named = tuple(names) if names else None
-    return Model(params, named, members, known, (named, known, tuple([p.shape for p in params])))
+    shapes = tuple([param.shape for param in params])
+    return Model(params, gradients, named, members, known, sizes, (named, known, shapes))
+
+
+def state_sizes(params: Sequence[Tensor], states: States) -> tuple[int, ...]:
+    """How many entries the states have."""
+    return tuple([len(state) if state else 0 for state in map(states.get, params)])
 
 
 class Kind(NamedTuple):
@@ -76,15 +89,16 @@ class StateMaker:
         self._kinds: dict[Any, Kind] = {}
 
     def arrange(
-        self, recipe: Recipe, model: Model, states: States, arguments: Sequence[dict[str, Any]], *, apart: bool
+        self, recipe: Recipe, model: Model, states: States, settings: Sequence[Settings], *, apart: bool
     ) -> Arrangement:
         """The runs of a step, with all states that they need.
 
         A group is moved with the first one while it has the same arguments and always had them; once they differ, it
         has what is shared for itself. With `apart` every group is.
         """
-        used = [g for g, members in enumerate(model.members) if any(model.known[i] for i in members)]
-        kinds = {g: self._kind(recipe, model, arguments[g]) for g in used}
+        arguments = [each.arguments for each in settings]
+        used = used_groups(model)
+        kinds = {g: self._kind(recipe, model, settings[g]) for g in used}
         _check_alike(recipe.name, list(kinds.values()))
         shares: list[Share] = []
         source = None
@@ -105,17 +119,27 @@ class StateMaker:
         key = tuple((share.kind.key, tuple(share.moves), share.keeper) for share in shares)
         return Arrangement((model.signature, key), tuple(map(_run(recipe), shares)), tuple(s.lead for s in shares))
 
-    def _kind(self, recipe: Recipe, model: Model, arguments: dict[str, Any]) -> Kind:
-        static = {name: value for name, value in arguments.items() if not recipe.is_number(name, value)}
-        key = tuple((name, type(value), _hashable(value)) for name, value in static.items())
-        kind = self._kinds.get((model.signature, key))
+    def _kind(self, recipe: Recipe, model: Model, settings: Settings) -> Kind:
+        kind = self._kinds.get((model.signature, settings.key))
         if kind is None:
-            transformation, params = recipe.make(**arguments), model.tree()
+            transformation, params = recipe.make(**settings.arguments), model.tree()
             state = transformation.init(params)
             layout = layout_of(state, params)
             sees_all = transformation.coupling == "treewise" or _shares_more_than_numbers(layout, state)
-            kind = self._kinds[model.signature, key] = Kind(key, static, layout, sees_all)
+            kind = Kind(settings.key, settings.static, layout, sees_all)
+            self._kinds[model.signature, settings.key] = kind
         return kind
+
+
+def used_groups(model: Model) -> list[int]:
+    """The groups with a parameter that is there."""
+    return [g for g, members in enumerate(model.members) if any(model.known[members.start : members.stop])]
+
+
+def likeness(model: Model, settings: Sequence[Settings]) -> tuple[bool, ...]:
+    """Which groups have the arguments of the first one that is used."""
+    used = used_groups(model)
+    return tuple([_same(settings[g].arguments, settings[used[0]].arguments) for g in used[1:]])
 
 
 def _run(recipe: Recipe) -> Callable[[Share], Run]:
@@ -165,14 +189,6 @@ def _same(arguments: dict[str, Any], others: dict[str, Any]) -> bool:
         return a is b or (type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b))
 
     return all(equal(value, others[name]) for name, value in arguments.items())
-
-
-def _hashable(value: Any) -> Any:
-    try:
-        hash(value)
-    except TypeError:
-        return id(value)  # a Kind keeps it alive
-    return value
 
 
 def _check_alike(name: str, kinds: Sequence[Kind]) -> None:

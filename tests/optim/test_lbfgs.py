@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import _init_optim_state
 from torch.testing._internal.common_optimizers import optim_db
 
 from funcopt.optim import LBFGS, swap_in_optimizer_params_and_state
@@ -255,3 +256,35 @@ def test_errors_come_before_anything_has_changed():
         saved = optimizer.state_dict()
         saved["param_groups"][0]["params"] = [0]
         LBFGS([param]).load_state_dict(saved)
+
+
+def test_state_before_the_first_step():
+    model, plain_model = Model(), Model()
+    optimizer, plain = LBFGS(model.parameters(), max_iter=3), LBFGS(plain_model.parameters(), max_iter=3)
+    optimizer.init_state()
+    (state,) = optimizer.state_dict()["state"].values()
+    assert state == {"func_evals": 0, "n_iter": 0}
+    assert_same_way(walk(model, optimizer, 2), walk(plain_model, plain, 2), rtol=0)
+    counts = {key: optimizer.state[model.valley][key] for key in ("func_evals", "n_iter")}
+    optimizer.init_state()
+    assert counts == {key: optimizer.state[model.valley][key] for key in ("func_evals", "n_iter")}
+
+
+def test_a_checkpoint_reader_makes_the_state_only():
+    """It steps without a closure, which torch's class calls."""
+    model = torch.nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    optimizer = LBFGS(model.parameters())
+    _init_optim_state(optimizer)
+    assert optimizer.state[model.weight] == {"func_evals": 0, "n_iter": 0} and torch.equal(model.weight, before)
+    with pytest.raises(TypeError, match=r"LBFGS.step: needs a closure"):
+        optimizer.step(None)
+
+
+def test_compile_is_refused_with_a_reason():
+    LBFGS(Model().parameters(), compile=False)
+    for given in (True, {"backend": "eager"}):
+        with pytest.raises(
+            TypeError, match=r"LBFGS: compile must be False, .* compile the model that the closure calls"
+        ):
+            LBFGS(Model().parameters(), compile=given)

@@ -64,3 +64,15 @@ def test_weight_decay_is_refused(name: str) -> None:
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
     torch.testing.assert_close(param.detach(), torch.ones(3, 3))
+
+
+def test_complex_adagrad_does_the_same_for_sparse_and_dense_gradients() -> None:
+    """Torch squares complex numbers where the gradient is sparse, and sums squares of their parts where it is dense."""
+    params = [torch.nn.Parameter(torch.ones(3, 3, dtype=torch.complex128)) for _ in range(2)]
+    optimizers = funcopt.optim.Adagrad(params[:1], lr=0.1), torch.optim.Adagrad(params[1:], lr=0.1)
+    for step in range(4):
+        grad = gradient(step, 1, torch.complex128)
+        params[0].grad, params[1].grad = grad, grad.to_dense()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(params[0].detach(), params[1].detach(), rtol=1e-12, atol=1e-12)

@@ -6,6 +6,9 @@ import pickle
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
+from torch._dynamo.backends.registry import lookup_backend
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.testing._internal.common_optimizers import optim_db
 
 from funcopt.optim import SparseAdam, lr_scheduler
@@ -160,3 +163,82 @@ def test_errors_as_torch(case):
 def test_values_of_groups_are_checked():
     with pytest.raises(ValueError, match="Invalid learning rate: 0"):
         SparseAdam([{"params": parameters(), "lr": 0.0}])
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"lr": 0.1}, {"lr": torch.tensor([0.1]), "betas": (0.5, 0.9), "maximize": True}], ids=str
+)
+def test_compiled_steps(kwargs):
+    mine = SparseAdam(parameters(), compile={"backend": "aot_eager"}, **kwargs)
+    plain = SparseAdam(parameters(), **kwargs)
+    torch.testing.assert_close(walk(mine, GRADIENTS * 2), walk(plain, GRADIENTS * 2), rtol=1e-12, atol=1e-14)
+    assert_same_state(mine.state_dict(), plain.state_dict())
+
+
+def table_gradient(step, rows):
+    generator = torch.Generator().manual_seed(step)
+    places = torch.randperm(40, generator=generator)[None, :rows]
+    return torch.sparse_coo_tensor(places, torch.randn(rows, 3, generator=generator), (40, 3), check_invariants=True)
+
+
+@pytest.mark.parametrize("backend", [aot_eager, pytest.param("inductor", marks=pytest.mark.slow)])
+def test_one_graph_for_any_number_of_rows_and_any_rate(backend):
+    graphs = []
+
+    def counting(module, inputs):
+        graphs.append(module)
+        return lookup_backend(backend)(module, inputs) if isinstance(backend, str) else backend(module, inputs)
+
+    tables = [torch.nn.Parameter(torch.ones(40, 3)) for _ in range(2)]
+    optimizers = SparseAdam(tables[:1], compile={"backend": counting}), torch.optim.SparseAdam(tables[1:])
+    addresses = None
+    for step, rows in enumerate((5, 1, 0, 7, 40, 2)):
+        for table, optimizer in zip(tables, optimizers):
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            optimizer.param_groups[0]["betas"] = (0.9 - 0.01 * step, 0.99)
+            table.grad = table_gradient(step, rows)
+            optimizer.step()
+        (state,) = optimizers[0].state.values()
+        addresses = addresses or [tables[0].data_ptr(), state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr()]
+    assert len(graphs) == 1
+    torch.testing.assert_close(*[table.detach() for table in tables], rtol=1e-5, atol=1e-6)
+    assert addresses == [tables[0].data_ptr(), state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr()]
+
+
+def test_a_compiled_step_is_seen_by_autograd():
+    """The graph of a loss that needs the old numbers must fail."""
+    param = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = SparseAdam([param], lr=0.1, compile={"backend": "eager"})
+    loss = param.square().sum()
+    param.grad = sparse([[0, 2]], [[1.0, 2.0], [3.0, 4.0]], (4, 2)).float()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_compile_is_kept_by_copies_and_takes_a_bool_or_options():
+    optimizer = SparseAdam(parameters(), compile={"backend": "eager"})
+    assert pickle.loads(pickle.dumps(optimizer))._compile == copy.deepcopy(optimizer)._compile == {"backend": "eager"}
+    with pytest.raises(TypeError, match="SparseAdam: compile must be a bool or a dict of options, got 'yes'"):
+        SparseAdam(parameters(), compile="yes")
+
+
+def test_states_before_the_first_step():
+    frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer, plain = SparseAdam([*parameters(), frozen], lr=0.1), SparseAdam(parameters(), lr=0.1)
+    optimizer.init_state()
+    assert frozen not in optimizer.state
+    for state in optimizer.state.values():
+        assert state["step"] == 0 and not state["exp_avg"].any() and not state["exp_avg"].requires_grad
+    torch.testing.assert_close(walk(optimizer, GRADIENTS)[:2], walk(plain, GRADIENTS), rtol=0, atol=0)
+    count = [state["step"] for state in optimizer.state.values()]
+    optimizer.init_state()
+    assert count == [state["step"] for state in optimizer.state.values()]
+
+
+def test_a_checkpoint_reader_makes_states_only():
+    """Torch's class refuses the dense gradient that the reader gives it."""
+    net = torch.nn.Embedding(4, 2, sparse=True)
+    before = net.weight.detach().clone()
+    saved = get_optimizer_state_dict(net, SparseAdam(net.parameters(), lr=0.1))
+    assert saved["state"]["weight"]["step"] == 0 and torch.equal(net.weight, before)

@@ -54,7 +54,7 @@ def current(optimizer: Any, params: list[Tensor]) -> list[list[Tensor]]:
 def settings(optimizer: Any) -> tuple[dict[str, Any], list[str]]:
     """The hyperparameters of a second step, and the keys of the states."""
     (group,) = optimizer.param_groups
-    hyper = {key: group[key] for key in optimizer.defaults} | {"grad_scale": None, "found_inf": None}
+    hyper = {key: group[key] for key in optimizer.defaults} | {"found_inf": None}
     hyper |= {"fresh": False} if optimizer.definition.fresh else {}
     return hyper, optimizer.definition.recipe(hyper).own
 
