@@ -10,10 +10,16 @@ from torch.func import grad_and_value, vmap
 from funcopt import tree
 from funcopt.checks import check_integer
 from funcopt.compile import compile
+from funcopt.elements import taken_apart, written_out
 from funcopt.transform import GradientTransformation, Params, apply_updates
 
 SMALL = 2**16
 """Up to this many numbers a kernel takes less time than waking a second thread."""
+
+OPERATIONS = 700
+"""Up to this many operations on numbers, steps are written out as such, and several of them in a turn of the loop."""
+
+MOST_UNROLLED = 8
 
 
 class SweepResult(NamedTuple):
@@ -105,7 +111,9 @@ def _signature(arguments: tuple[Any, ...]) -> Any:
 def _inductor_options(params: Params, size: int) -> dict[str, Any]:
     """The loop in C++ and not in Python, at half the time; and one thread where the work is small."""
     numbers = size * sum(leaf.numel() for leaf in tree.leaves(params))
-    return {"cpp_wrapper": True, **({"cpp.threads": 1} if numbers <= SMALL else {})}
+    # Steps written out are one kernel, if they may be one; many short expressions compile faster than few long ones.
+    fusion = {"max_fusion_size": 10_000, "realize_opcount_threshold": 8}
+    return {"cpp_wrapper": True, **fusion, **({"cpp.threads": 1} if numbers <= SMALL else {})}
 
 
 def _training_run(
@@ -119,15 +127,27 @@ def _training_run(
     size = len(next(iter(arguments[1].values())))
     configuration = _configuration(make, loss, arguments)
     axes = _axes_that_vary(configuration, arguments, size)
-    step = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(_out_dims(axes), 0))
+    form = _over_elements(configuration, arguments, axes, size) or _over_leaves(configuration, axes)
+    unrolled = _unrolled(steps, form.size)
+    looped = steps - steps % unrolled
 
-    def loop(leaves: list[Tensor], hyperparams: dict[str, Tensor], along: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        def body(leaves: list[Tensor], batch: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-            leaves, value = step(hyperparams, leaves, batch)
-            return [_own(leaf) for leaf in _place(leaves, axes)], _own(value)
+    def loop(
+        leaves: list[Tensor], hyperparams: dict[str, Tensor], along: list[Tensor], captured: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        def body(leaves: list[Tensor], batches: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+            parts, values = form.apart(leaves), []
+            for i in range(len(batches[0])):
+                parts, value = form.step(hyperparams, parts, [batch[i] for batch in batches], captured)
+                values.append(value)
+            return [_own(leaf) for leaf in form.together(parts)], torch.stack(values)
 
-        leaves, losses = _higher_order_ops.scan(body, leaves, along)
-        return leaves, losses
+        chunks = [batch[:looped].unflatten(0, (-1, unrolled)) for batch in along]
+        leaves, losses = _higher_order_ops.scan(body, leaves, chunks)
+        losses = losses.flatten(0, 1)
+        if looped == steps:
+            return leaves, losses
+        leaves, last = body(leaves, [batch[looped:] for batch in along])
+        return leaves, torch.cat([losses, last])
 
     compiled = compile(loop, donate_argnums=0, **options)
 
@@ -136,11 +156,95 @@ def _training_run(
         start = _start(configuration, hyperparams, params, axes)
         # Zeros along the steps also where there are no batches: the loop takes its length from them.
         along = [torch.zeros(steps, device=start[0].device), *tree.leaves(batches)]
-        leaves, losses = compiled(start, hyperparams, along)
+        leaves, losses = compiled(start, hyperparams, along, form.captured)
         leaves = [_leading(leaf, axis, size) for leaf, axis in zip(leaves, axes)]
         return tree.unflatten(leaves, configuration.structure)[0], losses.T
 
     return run
+
+
+def _unrolled(steps: int, size: int) -> int:
+    """How many steps of this size make one turn of the loop: as many as compile in seconds, without a rest if it can."""
+    most = min(max(OPERATIONS // size, 1), steps, MOST_UNROLLED)
+    return next((number for number in range(most, most // 2, -1) if steps % number == 0), most)
+
+
+class _Form(NamedTuple):
+    """The step of all configurations, and what it is a function of: parts of the leaves that the loop carries."""
+
+    apart: Callable[[list[Tensor]], list[Tensor]]
+    step: Callable[[dict[str, Tensor], list[Tensor], list[Tensor], list[Tensor]], tuple[list[Tensor], Tensor]]
+    together: Callable[[list[Tensor]], list[Tensor]]
+    size: int  # the number of operations of a step
+    captured: list[Tensor]
+
+
+def _over_leaves(configuration: "_Configuration", axes: list[int | None]) -> _Form:
+    batched = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(_out_dims(axes), 0))
+
+    def step(
+        hyperparams: dict[str, Tensor], leaves: list[Tensor], batch: list[Tensor], captured: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        leaves, value = batched(hyperparams, leaves, batch)
+        return _place(leaves, axes), value
+
+    return _Form(list, step, list, OPERATIONS, [])
+
+
+def _over_elements(
+    configuration: "_Configuration",
+    arguments: tuple[Params, dict[str, Tensor], tree.Tree],
+    axes: list[int | None],
+    size: int,
+) -> _Form | None:
+    """The step as arithmetic of vectors over configurations, which compiles to one kernel; None where it is not."""
+    params, hyperparams, batches = arguments
+    first = {name: values[0] for name, values in hyperparams.items()}
+    leaves = configuration.start(first, params)
+    inputs = [*first.values(), *leaves, torch.zeros(()), *(leaf[0] for leaf in tree.leaves(batches))]
+    ends = (len(first), len(first) + len(leaves))
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        leaves, value = configuration.step(
+            dict(zip(first, tensors)), list(tensors[slice(*ends)]), list(tensors[ends[1] :])
+        )
+        return [*leaves, value]
+
+    varying = [True] * len(first) + [axis is not None for axis in axes] + [False] * (len(inputs) - ends[1])
+    written = written_out(flat, inputs, varying, limit=OPERATIONS)
+    if written is None:
+        return None
+
+    def apart(leaves: list[Tensor]) -> list[Tensor]:
+        return [part for leaf, axis in zip(leaves, axes) for part in _elements(leaf, axis)]
+
+    def step(
+        hyperparams: dict[str, Tensor], parts: list[Tensor], batch: list[Tensor], captured: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        *parts, value = written.run(*hyperparams.values(), *parts, *taken_apart([*batch, *captured]))
+        return parts, value.expand(size)
+
+    def together(parts: list[Tensor]) -> list[Tensor]:
+        rest = iter(parts)
+        return [
+            _stacked([next(rest) for _ in range(leaf.numel())], leaf.shape, axis, size)
+            for leaf, axis in zip(leaves, axes)
+        ]
+
+    return _Form(apart, step, together, written.size, written.captured)
+
+
+def _elements(leaf: Tensor, axis: int | None) -> list[Tensor]:
+    if axis is None:
+        return taken_apart([leaf])
+    return list(leaf.movedim(axis, -1).flatten(0, -2).unbind()) if leaf.ndim > 1 else [leaf]
+
+
+def _stacked(parts: list[Tensor], shape: torch.Size, axis: int | None, size: int) -> Tensor:
+    """The inverse of `_elements`."""
+    if axis is None:
+        return torch.stack(parts).reshape(shape)
+    return torch.stack([part.expand(size) for part in parts]).reshape(*shape, size).movedim(-1, axis)
 
 
 class _Configuration(NamedTuple):
