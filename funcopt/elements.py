@@ -6,7 +6,6 @@ over elements there is none of it: each element is a value of its own, and may b
 """
 
 import functools
-import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -17,9 +16,6 @@ from torch._decomp import core_aten_decompositions
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree
-
-from funcopt.numerics import realise
 
 aten = torch.ops.aten
 
@@ -47,24 +43,42 @@ _FOLDS = {
 
 
 class Elements(NamedTuple):
-    run: fx.GraphModule  # the elements of all inputs, in order, then those of `captured`, to those of all outputs
-    captured: list[Tensor]  # that the program refers to
-    size: int  # the number of its operations
+    """A function of tensors as two programs over elements.
+
+    Attributes:
+        shared: from the elements of the arguments that do not vary, then those of `captured`, to a pair of lists: the
+            elements of the results that do not vary, and the numbers that the other program needs.
+        varying: from the elements of the arguments that vary, then those numbers, to the elements of the results that
+            vary.
+        captured: tensors that the function refers to.
+        size: how many operations the programs have.
+    """
+
+    shared: fx.GraphModule
+    varying: fx.GraphModule
+    captured: list[Tensor]
+    size: int
 
 
 def written_out(
-    fn: Callable[..., Any], arguments: Sequence[Tensor], varying: Sequence[bool], *, limit: int
+    fn: Callable[..., list[Tensor]],
+    arguments: Sequence[Tensor],
+    varying: Sequence[bool],
+    varying_results: Sequence[bool],
+    *,
+    limit: int,
 ) -> Elements | None:
-    """`fn` as a program over elements; None if it has more than `limit` operations, or one that is not elementary.
+    """`fn` as programs over elements; None if they have more than `limit` operations, or one that is not elementary.
 
     Args:
-        fn: a pure function of tensors to a tree of tensors.
+        fn: a pure function of tensors to a list of tensors.
         arguments: tensors such as it will be given; their values do not matter.
         varying: for each argument: whether its elements will be vectors, all of one length, and not 0-d.
+        varying_results: the same for the results; all that depend on what varies.
     """
     try:
         traced = make_fx(fn, _decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
-        return _Writer(traced, limit).write(varying)
+        return _Writer(traced, limit).write(varying, varying_results)
     except Exception:  # whatever cannot be traced here still runs as it is, or fails with its own error
         return None
 
@@ -94,7 +108,7 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dty
     return total / (x.numel() / max(total.numel(), 1))
 
 
-class _NotElementary(Exception):
+class _NotElementaryError(Exception):
     pass
 
 
@@ -108,17 +122,17 @@ class _Writer:
     def __init__(self, traced: fx.GraphModule, limit: int) -> None:
         self.traced = traced
         self.limit = limit
-        self.graph = fx.Graph()
+        self.shared, self.varying = fx.Graph(), fx.Graph()
         self.nodes: list[Any] = [None]
         self.numbers: dict[fx.Node, Any] = {}  # of the tensors of the old graph
         self.examples: dict[fx.Node, Tensor] = {}  # a value of each new node, 0-d; of a constant, its value
         self.constants: set[fx.Node] = set()
-        self.varying: set[fx.Node] = set()
+        self.handed: dict[fx.Node, fx.Node] = {}  # what the varying graph needs of the shared one
         self.known: dict[Any, fx.Node] = {}  # the same operation on the same elements is written once
 
-    def write(self, varying: Sequence[bool]) -> Elements:
+    def write(self, varying: Sequence[bool], varying_results: Sequence[bool]) -> Elements:
         for node, varies in zip(self.traced.graph.find_nodes(op="placeholder"), varying, strict=True):
-            self.numbers[node] = self._inputs(node.meta["val"], varies)
+            self.numbers[node] = self._inputs(node.meta["val"], self.varying if varies else self.shared)
         captured = []
         for node in self.traced.graph.find_nodes(op="get_attr"):
             captured.append(getattr(self.traced, node.target))
@@ -127,31 +141,42 @@ class _Writer:
             if node.op == "call_function":
                 self.numbers[node] = self._call(node)
         (output,) = self.traced.graph.find_nodes(op="output")
-        self.graph.output([e for leaf in _pytree.tree_leaves(output.args[0]) for e in self._elements(leaf)])
-        self.graph.eliminate_dead_code()
-        return Elements(fx.GraphModule({}, self.graph), captured, len(self.graph.nodes))
+        self._write_results(list(zip(output.args[0], varying_results, strict=True)))
+        programs = [fx.GraphModule({}, graph) for graph in (self.shared, self.varying)]
+        return Elements(*programs, captured, len(self.shared.nodes) + len(self.varying.nodes))
 
-    def _inputs(self, value: Tensor, varies: bool) -> Tensor:
+    def _write_results(self, results: list[tuple[fx.Node, bool]]) -> None:
+        varying = [self._in(self.varying, e) for leaf, varies in results if varies for e in self._elements(leaf)]
+        shared = [self._in(self.shared, e) for leaf, varies in results if not varies for e in self._elements(leaf)]
+        self.varying.output(varying)
+        self.shared.output((shared, list(self.handed)))
+        for graph in (self.shared, self.varying):
+            graph.eliminate_dead_code()
+
+    def _inputs(self, value: Tensor, graph: fx.Graph) -> Tensor:
         self._count(value.numel())
-        nodes = [self.graph.placeholder(f"element_{len(self.nodes) + i}") for i in range(value.numel())]
-        self.examples.update((node, torch.ones((), dtype=value.dtype, device=value.device)) for node in nodes)
-        self.varying.update(nodes if varies else ())
+        nodes = [self._placeholder(graph, value) for _ in range(value.numel())]
         return self._tensor(nodes, value)
+
+    def _placeholder(self, graph: fx.Graph, like: Tensor) -> fx.Node:
+        node = graph.placeholder(f"element_{len(self.examples)}")
+        self.examples[node] = torch.ones((), dtype=like.dtype, device=like.device)
+        return node
 
     def _captured(self, node: fx.Node, tensor: Any) -> Tensor:
         if isinstance(tensor, FakeTensor) or not isinstance(tensor, Tensor):
-            raise _NotElementary(node)
+            raise _NotElementaryError(node)
         node.meta["val"] = tensor
-        return self._inputs(tensor, varies=False)
+        return self._inputs(tensor, self.shared)
 
     def _call(self, node: fx.Node) -> Any:
         target: Any = node.target
         if target is operator.getitem:
             return self.numbers[node.args[0]][node.args[1]]  # type: ignore[index]
         if not isinstance(target, torch._ops.OpOverload):
-            raise _NotElementary(node)
+            raise _NotElementaryError(node)
         if target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
-            raise _NotElementary(node)
+            raise _NotElementaryError(node)
         kind = target.overloadpacket
         if not node.all_input_nodes:
             return self._constant(node)
@@ -173,7 +198,7 @@ class _Writer:
             return self._fold(node, _FOLDS[kind], *node.args)
         if torch.Tag.pointwise in target.tags:
             return self._elementwise(node)
-        raise _NotElementary(node)
+        raise _NotElementaryError(node)
 
     def _constant(self, node: fx.Node) -> Tensor:
         self._count(node.meta["val"].numel())
@@ -190,7 +215,7 @@ class _Writer:
         kept = [dim for dim in range(rank) if dim not in along]
         rows = self.numbers[source].permute(kept + along).reshape(result.numel(), -1)
         if not rows.shape[1]:
-            raise _NotElementary(node)
+            raise _NotElementaryError(node)
         dtype = source.meta["val"].dtype if result.dtype == torch.bool else result.dtype
         made = []
         for row in rows.tolist():
@@ -239,15 +264,13 @@ class _Writer:
             return element
         return self._write(aten._to_copy.default, (element,), {"dtype": dtype})
 
-    def _number(self, number: Any, like: Tensor) -> fx.Node:
-        key = (repr(number), like.dtype, like.device)
+    def _number(self, number: Any, like: Tensor, graph: fx.Graph | None = None) -> fx.Node:
+        key = (repr(number), like.dtype, like.device, graph or self.shared)
         if key not in self.known:
-            node = self.graph.call_function(
-                aten.full.default, ([], number), {"dtype": like.dtype, "device": like.device}
-            )
-            self.known[key] = node
+            settings = {"dtype": like.dtype, "device": like.device}
+            node = self.known[key] = key[-1].call_function(aten.full.default, ([], number), settings)
             self.constants.add(node)
-            self.examples[node] = torch.full((), number, dtype=like.dtype, device=like.device)
+            self.examples[node] = torch.full((), number, **settings)
         return self.known[key]
 
     def _write(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] = {}) -> fx.Node:  # noqa: B006
@@ -262,27 +285,29 @@ class _Writer:
         example = target(*(self.examples[arg] if isinstance(arg, fx.Node) else arg for arg in args), **kwargs)
         if self.constants.issuperset(inputs):
             return self._number(example.item(), example)
-        varies = not self.varying.isdisjoint(inputs)
-        node = self.graph.call_function(target, tuple(map(self._realised, args)) if varies else args, kwargs)
+        graph = self.varying if any(arg.graph is self.varying for arg in inputs) else self.shared
+        node = graph.call_function(
+            target, tuple(self._in(graph, arg) if isinstance(arg, fx.Node) else arg for arg in args), kwargs
+        )
         self.examples[node] = example
-        self.varying.update((node,) if varies else ())
         return node
 
-    def _realised(self, arg: Any) -> Any:
-        """A number that is the same for all runs is not to be computed again for every few of them."""
-        if not isinstance(arg, fx.Node) or arg in self.varying | self.constants or arg.op == "placeholder":
-            return arg
-        if not self.examples[arg].is_floating_point():
-            return arg
-        key = (realise, arg)
-        if key not in self.known:
-            self.known[key] = self.graph.call_function(realise, (arg,))
-        return self.known[key]
+    def _in(self, graph: fx.Graph, node: fx.Node) -> fx.Node:
+        """A node as one of that graph."""
+        if node.graph is graph:
+            return node
+        if node in self.constants:
+            return self._number(self.examples[node].item(), self.examples[node], graph)
+        if graph is self.shared:
+            raise _NotElementaryError("a result varies")
+        if node not in self.handed:
+            self.handed[node] = self._placeholder(graph, self.examples[node])
+        return self.handed[node]
 
     def _count(self, more: int) -> None:
         self.limit -= more
         if self.limit < 0:
-            raise _NotElementary("too many elements")
+            raise _NotElementaryError("too many elements")
 
 
 def _of_places(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Sweeps: one training run for each of many hyperparameters, all of them in one compiled graph."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -127,27 +127,24 @@ def _training_run(
     size = len(next(iter(arguments[1].values())))
     configuration = _configuration(make, loss, arguments)
     axes = _axes_that_vary(configuration, arguments, size)
-    form = _over_elements(configuration, arguments, axes, size) or _over_leaves(configuration, axes)
+    form = _over_elements(configuration, arguments, axes) or _over_leaves(configuration, axes)
     unrolled = _unrolled(steps, form.size)
     looped = steps - steps % unrolled
 
     def loop(
         leaves: list[Tensor], hyperparams: dict[str, Tensor], along: list[Tensor], captured: list[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        def body(leaves: list[Tensor], batches: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-            parts, values = form.apart(leaves), []
-            for i in range(len(batches[0])):
-                parts, value = form.step(hyperparams, parts, [batch[i] for batch in batches], captured)
-                values.append(value)
-            return [_own(leaf) for leaf in form.together(parts)], torch.stack(values)
+        def body(carry: list[Tensor], batches: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+            carry, losses = form.steps(carry, hyperparams, batches, captured)
+            return [_own(part) for part in carry], _own(losses)
 
         chunks = [batch[:looped].unflatten(0, (-1, unrolled)) for batch in along]
-        leaves, losses = _higher_order_ops.scan(body, leaves, chunks)
+        carry, losses = _higher_order_ops.scan(body, form.carry(leaves), chunks)
         losses = losses.flatten(0, 1)
-        if looped == steps:
-            return leaves, losses
-        leaves, last = body(leaves, [batch[looped:] for batch in along])
-        return leaves, torch.cat([losses, last])
+        if looped < steps:
+            carry, last = body(carry, [batch[looped:] for batch in along])
+            losses = torch.cat([losses, last])
+        return form.leaves(carry), losses
 
     compiled = compile(loop, donate_argnums=0, **options)
 
@@ -164,87 +161,124 @@ def _training_run(
 
 
 def _unrolled(steps: int, size: int) -> int:
-    """How many steps of this size make one turn of the loop: as many as compile in seconds, without a rest if it can."""
+    """How many steps of a size to a turn of the loop: as many as compile in seconds, without a rest if that can be."""
     most = min(max(OPERATIONS // size, 1), steps, MOST_UNROLLED)
     return next((number for number in range(most, most // 2, -1) if steps % number == 0), most)
 
 
 class _Form(NamedTuple):
-    """The step of all configurations, and what it is a function of: parts of the leaves that the loop carries."""
+    """What the loop carries in place of the leaves, and some steps of all configurations as a function of that."""
 
-    apart: Callable[[list[Tensor]], list[Tensor]]
-    step: Callable[[dict[str, Tensor], list[Tensor], list[Tensor], list[Tensor]], tuple[list[Tensor], Tensor]]
-    together: Callable[[list[Tensor]], list[Tensor]]
+    carry: Callable[[list[Tensor]], list[Tensor]]
+    steps: Callable[[list[Tensor], dict[str, Tensor], list[Tensor], list[Tensor]], tuple[list[Tensor], Tensor]]
+    leaves: Callable[[list[Tensor]], list[Tensor]]
     size: int  # the number of operations of a step
     captured: list[Tensor]
 
 
 def _over_leaves(configuration: "_Configuration", axes: list[int | None]) -> _Form:
-    batched = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(_out_dims(axes), 0))
+    step = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(_out_dims(axes), 0))
 
-    def step(
-        hyperparams: dict[str, Tensor], leaves: list[Tensor], batch: list[Tensor], captured: list[Tensor]
+    def one_step(
+        leaves: list[Tensor], hyperparams: dict[str, Tensor], batches: list[Tensor], captured: list[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        leaves, value = batched(hyperparams, leaves, batch)
-        return _place(leaves, axes), value
+        leaves, value = step(hyperparams, leaves, [batch[0] for batch in batches])
+        return _place(leaves, axes), value.unsqueeze(0)
 
-    return _Form(list, step, list, OPERATIONS, [])
+    return _Form(list, one_step, list, OPERATIONS, [])
 
 
 def _over_elements(
-    configuration: "_Configuration",
-    arguments: tuple[Params, dict[str, Tensor], tree.Tree],
-    axes: list[int | None],
-    size: int,
+    configuration: "_Configuration", arguments: tuple[Params, dict[str, Tensor], tree.Tree], axes: list[int | None]
 ) -> _Form | None:
-    """The step as arithmetic of vectors over configurations, which compiles to one kernel; None where it is not."""
+    """Steps as arithmetic of vectors over configurations, which compiles to one kernel; None where it is not that."""
     params, hyperparams, batches = arguments
-    first = {name: values[0] for name, values in hyperparams.items()}
+    size, first = len(next(iter(hyperparams.values()))), {name: values[0] for name, values in hyperparams.items()}
     leaves = configuration.start(first, params)
-    inputs = [*first.values(), *leaves, torch.zeros(()), *(leaf[0] for leaf in tree.leaves(batches))]
-    ends = (len(first), len(first) + len(leaves))
+    along = [torch.zeros(()), *(leaf[0] for leaf in tree.leaves(batches))]
 
     def flat(*tensors: Tensor) -> list[Tensor]:
-        leaves, value = configuration.step(
-            dict(zip(first, tensors)), list(tensors[slice(*ends)]), list(tensors[ends[1] :])
-        )
+        rest = iter(tensors)
+        values = {name: next(rest) for name in first}
+        leaves, value = configuration.step(values, [next(rest) for _ in axes], list(rest))
         return [*leaves, value]
 
-    varying = [True] * len(first) + [axis is not None for axis in axes] + [False] * (len(inputs) - ends[1])
-    written = written_out(flat, inputs, varying, limit=OPERATIONS)
+    vary = [axis is not None for axis in axes]
+    varying = [True for _ in first] + vary + [False for _ in along]
+    if not all(leaf.numel() for leaf in leaves):
+        return None
+    written = written_out(flat, [*first.values(), *leaves, *along], varying, [*vary, True], limit=OPERATIONS)
     if written is None:
         return None
+    layout = _Layout(leaves, axes, size)
 
-    def apart(leaves: list[Tensor]) -> list[Tensor]:
-        return [part for leaf, axis in zip(leaves, axes) for part in _elements(leaf, axis)]
-
-    def step(
-        hyperparams: dict[str, Tensor], parts: list[Tensor], batch: list[Tensor], captured: list[Tensor]
+    def steps(
+        carry: list[Tensor], hyperparams: dict[str, Tensor], batches: list[Tensor], captured: list[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        *parts, value = written.run(*hyperparams.values(), *parts, *taken_apart([*batch, *captured]))
-        return parts, value.expand(size)
+        rates = _rows(hyperparams.values(), [0] * len(hyperparams))
+        varying, shared = layout.apart(carry)
+        numbers: list[Tensor] = []
+        for i in range(len(batches[0])):
+            shared, more = written.shared(*shared, *taken_apart([*(batch[i] for batch in batches), *captured]))
+            numbers += more
+        # In memory: the compiler would otherwise compute each anew for every few configurations.
+        numbers = _unstacked(_stacked(numbers), [number.dtype for number in numbers])
+        losses = []
+        for _ in range(len(batches[0])):
+            now, numbers = numbers[: len(more)], numbers[len(more) :]
+            *varying, value = written.varying(*rates, *varying, *now)
+            losses.append(value.expand(size))
+        return layout.together(varying, shared), torch.stack(losses)
 
-    def together(parts: list[Tensor]) -> list[Tensor]:
-        rest = iter(parts)
+    return _Form(layout.carry, steps, layout.leaves, written.size, written.captured)
+
+
+class _Layout:
+    """The elements of all leaves in few tensors, which the loop carries: one for each dtype, and whether they vary."""
+
+    def __init__(self, leaves: list[Tensor], axes: list[int | None], size: int) -> None:
+        self.shapes = [leaf.shape for leaf in leaves]
+        self.axes = axes
+        self.size = size
+        elements = [[leaf.dtype for _ in range(leaf.numel())] for leaf in leaves]
+        self.varying = [dtype for dtypes, axis in zip(elements, axes) if axis is not None for dtype in dtypes]
+        self.shared = [dtype for dtypes, axis in zip(elements, axes) if axis is None for dtype in dtypes]
+
+    def carry(self, leaves: list[Tensor]) -> list[Tensor]:
+        rows = _rows(leaves, self.axes)
+        return self.together(rows, taken_apart(leaf for leaf, axis in zip(leaves, self.axes) if axis is None))
+
+    def together(self, varying: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
+        return [*_stacked([row.expand(self.size) for row in varying]), *_stacked(shared)]
+
+    def apart(self, carry: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        number = len(set(self.varying))
+        return _unstacked(carry[:number], self.varying), _unstacked(carry[number:], self.shared)
+
+    def leaves(self, carry: list[Tensor]) -> list[Tensor]:
+        varying, shared = map(iter, self.apart(carry))
         return [
-            _stacked([next(rest) for _ in range(leaf.numel())], leaf.shape, axis, size)
-            for leaf, axis in zip(leaves, axes)
+            torch.stack([next(shared) for _ in range(shape.numel())]).reshape(shape)
+            if axis is None
+            else torch.stack([next(varying) for _ in range(shape.numel())]).reshape(*shape, -1).movedim(-1, axis)
+            for shape, axis in zip(self.shapes, self.axes)
         ]
 
-    return _Form(apart, step, together, written.size, written.captured)
+
+def _rows(leaves: Iterable[Tensor], axes: list[int | None]) -> list[Tensor]:
+    """The elements that vary, as vectors over the configurations."""
+    moved = [leaf.movedim(axis, -1) for leaf, axis in zip(leaves, axes) if axis is not None]
+    return [row for leaf in moved for row in leaf.reshape(-1, leaf.shape[-1]).unbind()]
 
 
-def _elements(leaf: Tensor, axis: int | None) -> list[Tensor]:
-    if axis is None:
-        return taken_apart([leaf])
-    return list(leaf.movedim(axis, -1).flatten(0, -2).unbind()) if leaf.ndim > 1 else [leaf]
+def _stacked(parts: list[Tensor]) -> list[Tensor]:
+    dtypes = dict.fromkeys(part.dtype for part in parts)
+    return [torch.stack([part for part in parts if part.dtype == dtype]) for dtype in dtypes]
 
 
-def _stacked(parts: list[Tensor], shape: torch.Size, axis: int | None, size: int) -> Tensor:
-    """The inverse of `_elements`."""
-    if axis is None:
-        return torch.stack(parts).reshape(shape)
-    return torch.stack([part.expand(size) for part in parts]).reshape(*shape, size).movedim(-1, axis)
+def _unstacked(stacks: list[Tensor], dtypes: list[torch.dtype]) -> list[Tensor]:
+    parts = {stack.dtype: iter(stack.unbind()) for stack in stacks}
+    return [next(parts[dtype]) for dtype in dtypes]
 
 
 class _Configuration(NamedTuple):
