@@ -1,16 +1,17 @@
 """Sweeps: one training run for each of many hyperparameters, all of them in one compiled graph."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, _higher_order_ops
 from torch.func import grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from funcopt import tree
 from funcopt.checks import check_integer
 from funcopt.compile import compile
-from funcopt.elements import taken_apart, written_out
+from funcopt.elements import Elements, taken_apart, written_out
 from funcopt.transform import GradientTransformation, Params, apply_updates
 
 SMALL = 2**16
@@ -20,6 +21,9 @@ OPERATIONS = 700
 """Up to this many operations on numbers, steps are written out as such, and several of them in a turn of the loop."""
 
 MOST_UNROLLED = 8
+
+Train: TypeAlias = Callable[[list[Tensor], dict[str, Tensor], list[Tensor]], tuple[list[Tensor], Tensor]]
+"""From the leaves at the start, hyperparameters and batches to the leaves at the end and the losses, by steps."""
 
 
 class SweepResult(NamedTuple):
@@ -127,110 +131,128 @@ def _training_run(
     size = len(next(iter(arguments[1].values())))
     configuration = _configuration(make, loss, arguments)
     axes = _axes_that_vary(configuration, arguments, size)
-    form = _over_elements(configuration, arguments, axes) or _over_leaves(configuration, axes)
-    unrolled = _unrolled(steps, form.size)
-    looped = steps - steps % unrolled
-
-    def loop(
-        leaves: list[Tensor], hyperparams: dict[str, Tensor], along: list[Tensor], captured: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
-        def body(carry: list[Tensor], batches: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-            carry, losses = form.steps(carry, hyperparams, batches, captured)
-            return [_own(part) for part in carry], _own(losses)
-
-        chunks = [batch[:looped].unflatten(0, (-1, unrolled)) for batch in along]
-        carry, losses = _higher_order_ops.scan(body, form.carry(leaves), chunks)
-        losses = losses.flatten(0, 1)
-        if looped < steps:
-            carry, last = body(carry, [batch[looped:] for batch in along])
-            losses = torch.cat([losses, last])
-        return form.leaves(carry), losses
-
-    compiled = compile(loop, donate_argnums=0, **options)
+    turns = None if set(options) - {"backend", "options"} else _turns(configuration, arguments, axes, steps, options)
+    train = turns or _looped(configuration, axes, options)
 
     def run(params: Params, hyperparams: dict[str, Tensor], batches: tree.Tree) -> tuple[Params, Tensor]:
         # Outside of the graph, which takes the leaves as donated and writes the final ones in their place.
         start = _start(configuration, hyperparams, params, axes)
         # Zeros along the steps also where there are no batches: the loop takes its length from them.
         along = [torch.zeros(steps, device=start[0].device), *tree.leaves(batches)]
-        leaves, losses = compiled(start, hyperparams, along, form.captured)
+        leaves, losses = train(start, hyperparams, along)
         leaves = [_leading(leaf, axis, size) for leaf, axis in zip(leaves, axes)]
         return tree.unflatten(leaves, configuration.structure)[0], losses.T
 
     return run
 
 
+def _looped(configuration: "_Configuration", axes: list[int | None], options: dict[str, Any]) -> Train:
+    """All steps in a loop inside of one graph."""
+    step = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(_out_dims(axes), 0))
+
+    def loop(leaves: list[Tensor], hyperparams: dict[str, Tensor], along: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        def body(leaves: list[Tensor], batch: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+            leaves, value = step(hyperparams, leaves, batch)
+            return [_own(leaf) for leaf in _place(leaves, axes)], _own(value)
+
+        leaves, losses = _higher_order_ops.scan(body, leaves, along)
+        return leaves, losses
+
+    return compile(loop, donate_argnums=0, **options)
+
+
+def _turns(
+    configuration: "_Configuration",
+    arguments: tuple[Params, dict[str, Tensor], tree.Tree],
+    axes: list[int | None],
+    steps: int,
+    options: dict[str, Any],
+) -> Train | None:
+    """Some steps in one kernel, called until all are made; None where a step is not written out in its elements."""
+    written = _written(configuration, arguments, axes)
+    if written is None:
+        return None
+    layout = _Layout(_first(configuration, arguments), axes, len(next(iter(arguments[1].values()))))
+    unrolled = _unrolled(steps, written.size)
+    compiled: dict[int, Callable[..., Any]] = {}
+
+    def train(leaves: list[Tensor], hyperparams: dict[str, Tensor], along: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        carry, rates, losses = layout.carry(leaves), _rows(hyperparams.values(), [0] * len(hyperparams)), []
+        for batch in zip(*(part.split(unrolled) for part in along)):
+            number, inputs = len(batch[0]), [*carry, *rates, *batch, *written.captured]
+            if number not in compiled:
+                turn = _turn(written, layout, number, len(carry), len(rates), len(batch))
+                compiled[number] = _compiled(turn, inputs, options)
+            losses.append(compiled[number](*inputs)[0])
+        return layout.leaves(carry), torch.cat(losses)
+
+    return train
+
+
+def _turn(written: Elements, layout: "_Layout", number: int, *lengths: int) -> Callable[..., list[Tensor]]:
+    """So many steps, which write into what is carried and return the losses, as a function of a list of tensors."""
+
+    def turn(*inputs: Tensor) -> list[Tensor]:
+        rest = iter(inputs)
+        carry, rates, batches = ([next(rest) for _ in range(length)] for length in lengths)
+        captured, numbers, losses = list(rest), [], []
+        varying, shared = layout.apart(carry)
+        for i in range(number):
+            shared, more = written.shared(*shared, *taken_apart([*(batch[i] for batch in batches), *captured]))
+            numbers += more
+        # In memory: the compiler would otherwise compute each anew for every few configurations.
+        numbers = _unstacked(_stacked(numbers), [each.dtype for each in numbers])
+        for i in range(number):
+            now = numbers[i * len(more) : (i + 1) * len(more)]
+            *varying, value = written.varying(*rates, *varying, *now)
+            losses.append(value.expand(layout.size))
+        for old, new in zip(carry, layout.together(varying, shared)):
+            old.copy_(new)
+        return [torch.stack(losses)]
+
+    return turn
+
+
+def _compiled(turn: Callable[..., list[Tensor]], inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """Without Dynamo, whose guards would take longer at each call than the steps do."""
+    graph = make_fx(turn)(*(torch.empty_like(part) for part in inputs))
+    if options.get("backend", "inductor") == "inductor":
+        backend = torch._TorchCompileInductorWrapper(None, options.get("options"), False)  # type: ignore[no-untyped-call]
+    else:
+        backend = torch._dynamo.lookup_backend(options["backend"])
+    return backend(graph, inputs)
+
+
 def _unrolled(steps: int, size: int) -> int:
-    """How many steps of a size to a turn of the loop: as many as compile in seconds, without a rest if that can be."""
+    """How many steps of a size are a turn: as many as compile in seconds, without a rest if that can be."""
     most = min(max(OPERATIONS // size, 1), steps, MOST_UNROLLED)
     return next((number for number in range(most, most // 2, -1) if steps % number == 0), most)
 
 
-class _Form(NamedTuple):
-    """What the loop carries in place of the leaves, and some steps of all configurations as a function of that."""
-
-    carry: Callable[[list[Tensor]], list[Tensor]]
-    steps: Callable[[list[Tensor], dict[str, Tensor], list[Tensor], list[Tensor]], tuple[list[Tensor], Tensor]]
-    leaves: Callable[[list[Tensor]], list[Tensor]]
-    size: int  # the number of operations of a step
-    captured: list[Tensor]
+def _first(configuration: "_Configuration", arguments: tuple[Params, dict[str, Tensor], tree.Tree]) -> list[Tensor]:
+    """The leaves of the first configuration."""
+    return configuration.start({name: values[0] for name, values in arguments[1].items()}, arguments[0])
 
 
-def _over_leaves(configuration: "_Configuration", axes: list[int | None]) -> _Form:
-    step = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(_out_dims(axes), 0))
-
-    def one_step(
-        leaves: list[Tensor], hyperparams: dict[str, Tensor], batches: list[Tensor], captured: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
-        leaves, value = step(hyperparams, leaves, [batch[0] for batch in batches])
-        return _place(leaves, axes), value.unsqueeze(0)
-
-    return _Form(list, one_step, list, OPERATIONS, [])
-
-
-def _over_elements(
+def _written(
     configuration: "_Configuration", arguments: tuple[Params, dict[str, Tensor], tree.Tree], axes: list[int | None]
-) -> _Form | None:
-    """Steps as arithmetic of vectors over configurations, which compiles to one kernel; None where it is not that."""
-    params, hyperparams, batches = arguments
-    size, first = len(next(iter(hyperparams.values()))), {name: values[0] for name, values in hyperparams.items()}
-    leaves = configuration.start(first, params)
-    along = [torch.zeros(()), *(leaf[0] for leaf in tree.leaves(batches))]
+) -> Elements | None:
+    """The step as arithmetic of vectors over the configurations."""
+    _, hyperparams, batches = arguments
+    leaves, rates = _first(configuration, arguments), [values[0] for values in hyperparams.values()]
+    along = [torch.zeros((), device=leaves[0].device), *(leaf[0] for leaf in tree.leaves(batches))]
+    if not all(leaf.numel() for leaf in leaves):
+        return None
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         rest = iter(tensors)
-        values = {name: next(rest) for name in first}
+        values = {name: next(rest) for name in hyperparams}
         leaves, value = configuration.step(values, [next(rest) for _ in axes], list(rest))
         return [*leaves, value]
 
     vary = [axis is not None for axis in axes]
-    varying = [True for _ in first] + vary + [False for _ in along]
-    if not all(leaf.numel() for leaf in leaves):
-        return None
-    written = written_out(flat, [*first.values(), *leaves, *along], varying, [*vary, True], limit=OPERATIONS)
-    if written is None:
-        return None
-    layout = _Layout(leaves, axes, size)
-
-    def steps(
-        carry: list[Tensor], hyperparams: dict[str, Tensor], batches: list[Tensor], captured: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
-        rates = _rows(hyperparams.values(), [0] * len(hyperparams))
-        varying, shared = layout.apart(carry)
-        numbers: list[Tensor] = []
-        for i in range(len(batches[0])):
-            shared, more = written.shared(*shared, *taken_apart([*(batch[i] for batch in batches), *captured]))
-            numbers += more
-        # In memory: the compiler would otherwise compute each anew for every few configurations.
-        numbers = _unstacked(_stacked(numbers), [number.dtype for number in numbers])
-        losses = []
-        for _ in range(len(batches[0])):
-            now, numbers = numbers[: len(more)], numbers[len(more) :]
-            *varying, value = written.varying(*rates, *varying, *now)
-            losses.append(value.expand(size))
-        return layout.together(varying, shared), torch.stack(losses)
-
-    return _Form(layout.carry, steps, layout.leaves, written.size, written.captured)
+    varying = [True for _ in rates] + vary + [False for _ in along]
+    return written_out(flat, [*rates, *leaves, *along], varying, [*vary, True], limit=OPERATIONS)
 
 
 class _Layout:
