@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions
+from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -25,7 +25,7 @@ _MOVES = frozenset(
         "alias clone detach lift_fresh_copy squeeze unsqueeze permute transpose t expand repeat select slice split "
         "split_with_sizes unbind cat stack flip roll diagonal tril triu select_scatter slice_scatter diagonal_scatter "
         "select_backward slice_backward diagonal_backward"
-    ).split()
+    ).split()  # noqa: SIM905 (a list would be four times as long)
 )
 """Operations that put elements to other places, and 0 to some."""
 
@@ -96,7 +96,8 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         for op, rule in core_aten_decompositions().items()
         if torch.Tag.pointwise not in op.tags and op.overloadpacket not in _MOVES
     }
-    return {**rules, aten.mm.default: _mm, aten.mean.dim: _mean, aten.mean.default: _mean}
+    norms = get_decompositions([aten.linalg_vector_norm.default])
+    return {**rules, **norms, aten.mm.default: _mm, aten.mean.dim: _mean, aten.mean.default: _mean}
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:

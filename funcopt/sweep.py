@@ -1,5 +1,6 @@
 """Sweeps: one training run for each of many hyperparameters, all of them in one compiled graph."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,10 +18,10 @@ from funcopt.transform import GradientTransformation, Params, apply_updates
 SMALL = 2**16
 """Up to this many numbers a kernel takes less time than waking a second thread."""
 
-OPERATIONS = 700
-"""Up to this many operations on numbers, steps are written out as such, and several of them in a turn of the loop."""
+OPERATIONS = 1200
+"""As many operations on numbers make a kernel that compiles in seconds."""
 
-MOST_UNROLLED = 8
+MOST_UNROLLED = 10
 
 Train: TypeAlias = Callable[[list[Tensor], dict[str, Tensor], list[Tensor]], tuple[list[Tensor], Tensor]]
 """From the leaves at the start, hyperparameters and batches to the leaves at the end and the losses, by steps."""
@@ -76,7 +77,7 @@ def sweep(
     def train(params: Params, hyperparams: Mapping[str, Tensor], batches: tree.Tree = None) -> SweepResult:
         size = _check(params, hyperparams, batches, steps)
         arguments = (params, {name: values.contiguous() for name, values in hyperparams.items()}, batches)
-        key = _signature(arguments)
+        key = (_signature(arguments), _referred_to(make), _referred_to(loss))
         with torch.no_grad():
             if key not in runs:
                 settings = options if "backend" in options else {"options": _inductor_options(params, size), **options}
@@ -110,6 +111,26 @@ def _signature(arguments: tuple[Any, ...]) -> Any:
     leaves, structure = tree.flatten(arguments)
     parts = [(tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return (str(structure), *parts)
+
+
+class _Same(NamedTuple):
+    """Equal to itself only; holds on to the value, so that no other one takes its place in memory."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _referred_to(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """What the names in a function stand for, which is read when it is compiled."""
+    if not inspect.isroutine(function):
+        return (_Same(function),)
+    found = inspect.getclosurevars(function)
+    return tuple((name, _Same(value)) for part in (found.nonlocals, found.globals) for name, value in part.items())
 
 
 def _inductor_options(params: Params, size: int) -> dict[str, Any]:
@@ -206,21 +227,23 @@ def _turn(written: Elements, layout: "_Layout", number: int, *lengths: int) -> C
             now = numbers[i * len(more) : (i + 1) * len(more)]
             *varying, value = written.varying(*rates, *varying, *now)
             losses.append(value.expand(layout.size))
-        for old, new in zip(carry, layout.together(varying, shared)):
+        after, recorded = layout.together(varying, shared), torch.stack(losses)
+        for old, new in zip(carry, after):
             old.copy_(new)
-        return [torch.stack(losses)]
+        return [recorded]
 
     return turn
 
 
 def _compiled(turn: Callable[..., list[Tensor]], inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
     """Without Dynamo, whose guards would take longer at each call than the steps do."""
-    graph = make_fx(turn)(*(torch.empty_like(part) for part in inputs))
+    graph = make_fx(turn, tracing_mode="fake")(*inputs)
     if options.get("backend", "inductor") == "inductor":
         backend = torch._TorchCompileInductorWrapper(None, options.get("options"), False)  # type: ignore[no-untyped-call]
     else:
         backend = torch._dynamo.lookup_backend(options["backend"])
-    return backend(graph, inputs)
+    compiled: Callable[..., Any] = backend(graph, inputs)
+    return compiled
 
 
 def _unrolled(steps: int, size: int) -> int:
@@ -252,7 +275,7 @@ def _written(
 
     vary = [axis is not None for axis in axes]
     varying = [True for _ in rates] + vary + [False for _ in along]
-    return written_out(flat, [*rates, *leaves, *along], varying, [*vary, True], limit=OPERATIONS)
+    return written_out(flat, [*rates, *leaves, *along], varying, [*vary, True], limit=OPERATIONS // 3)
 
 
 class _Layout:
