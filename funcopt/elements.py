@@ -19,14 +19,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
 
-_MOVES = frozenset(
-    getattr(aten, name)
-    for name in (
-        "alias clone detach lift_fresh_copy squeeze unsqueeze permute transpose t expand repeat select slice split "
-        "split_with_sizes unbind cat stack flip roll diagonal tril triu select_scatter slice_scatter diagonal_scatter "
-        "select_backward slice_backward diagonal_backward"
-    ).split()  # noqa: SIM905 (a list would be four times as long)
+_MOVE_NAMES = (
+    "alias clone detach lift_fresh_copy squeeze unsqueeze permute transpose t expand repeat select slice split "
+    "split_with_sizes unbind cat stack flip roll diagonal tril triu select_scatter slice_scatter diagonal_scatter "
+    "select_backward slice_backward diagonal_backward"
 )
+_MOVES = frozenset(getattr(aten, name) for name in _MOVE_NAMES.split())
 """Operations that put elements to other places, and 0 to some."""
 
 _RESHAPES = frozenset((aten.view, aten._unsafe_view, aten.reshape))
@@ -93,7 +91,7 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Into elementwise operations, moves and reductions; what is one of those stays."""
     rules = {
         op: rule
-        for op, rule in core_aten_decompositions().items()
+        for op, rule in dict(core_aten_decompositions()).items()
         if torch.Tag.pointwise not in op.tags and op.overloadpacket not in _MOVES
     }
     norms = get_decompositions([aten.linalg_vector_norm.default])
@@ -144,7 +142,7 @@ class _Writer:
         (output,) = self.traced.graph.find_nodes(op="output")
         self._write_results(list(zip(output.args[0], varying_results, strict=True)))
         programs = [fx.GraphModule({}, graph) for graph in (self.shared, self.varying)]
-        return Elements(*programs, captured, len(self.shared.nodes) + len(self.varying.nodes))
+        return Elements(programs[0], programs[1], captured, len(self.shared.nodes) + len(self.varying.nodes))
 
     def _write_results(self, results: list[tuple[fx.Node, bool]]) -> None:
         varying = [self._in(self.varying, e) for leaf, varies in results if varies for e in self._elements(leaf)]
@@ -170,10 +168,10 @@ class _Writer:
         node.meta["val"] = tensor
         return self._inputs(tensor, self.shared)
 
-    def _call(self, node: fx.Node) -> Any:
-        target: Any = node.target
+    def _call(self, node: Any) -> Any:
+        target = node.target
         if target is operator.getitem:
-            return self.numbers[node.args[0]][node.args[1]]  # type: ignore[index]
+            return self.numbers[node.args[0]][node.args[1]]
         if not isinstance(target, torch._ops.OpOverload):
             raise _NotElementaryError(node)
         if target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
@@ -201,12 +199,12 @@ class _Writer:
             return self._elementwise(node)
         raise _NotElementaryError(node)
 
-    def _constant(self, node: fx.Node) -> Tensor:
+    def _constant(self, node: Any) -> Tensor:
         self._count(node.meta["val"].numel())
         made = node.target(*node.args, **node.kwargs)
         return self._tensor([self._number(number, made) for number in made.flatten().tolist()], made)
 
-    def _pad(self, source: fx.Node, sizes: list[int], number: Any = 0) -> Tensor:
+    def _pad(self, source: fx.Node, sizes: list[int], number: Any = 0) -> Any:
         filling = self._tensor([self._number(number, source.meta["val"])], torch.zeros(())) if number else 0
         return aten.constant_pad_nd.default(self.numbers[source], sizes, int(filling))
 
@@ -268,10 +266,10 @@ class _Writer:
     def _number(self, number: Any, like: Tensor, graph: fx.Graph | None = None) -> fx.Node:
         key = (repr(number), like.dtype, like.device, graph or self.shared)
         if key not in self.known:
-            settings = {"dtype": like.dtype, "device": like.device}
+            settings: Any = {"dtype": like.dtype, "device": like.device}
             node = self.known[key] = key[-1].call_function(aten.full.default, ([], number), settings)
             self.constants.add(node)
-            self.examples[node] = torch.full((), number, **settings)
+            self.examples[node] = torch.full([], number, **settings)
         return self.known[key]
 
     def _write(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] = {}) -> fx.Node:  # noqa: B006
