@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions, get_decompositions
-from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
-from torch._subclasses import FakeTensor
+from torch import Tensor, _decomp, _prims_common, _subclasses, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
+
+_PROMOTION = _prims_common.ELEMENTWISE_TYPE_PROMOTION_KIND.DEFAULT
 
 _MOVE_NAMES = (
     "alias clone detach lift_fresh_copy squeeze unsqueeze permute transpose t expand repeat select slice split "
@@ -91,10 +90,10 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Into elementwise operations, moves and reductions; what is one of those stays."""
     rules = {
         op: rule
-        for op, rule in dict(core_aten_decompositions()).items()
+        for op, rule in dict(_decomp.core_aten_decompositions()).items()
         if torch.Tag.pointwise not in op.tags and op.overloadpacket not in _MOVES
     }
-    norms = get_decompositions([aten.linalg_vector_norm.default])
+    norms = _decomp.get_decompositions([aten.linalg_vector_norm.default])
     return {**rules, **norms, aten.mm.default: _mm, aten.mean.dim: _mean, aten.mean.default: _mean}
 
 
@@ -163,7 +162,7 @@ class _Writer:
         return node
 
     def _captured(self, node: fx.Node, tensor: Any) -> Tensor:
-        if isinstance(tensor, FakeTensor) or not isinstance(tensor, Tensor):
+        if isinstance(tensor, _subclasses.FakeTensor) or not isinstance(tensor, Tensor):
             raise _NotElementaryError(node)
         node.meta["val"] = tensor
         return self._inputs(tensor, self.shared)
@@ -230,7 +229,7 @@ class _Writer:
         """
         value = node.meta["val"]
         operands = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in node.args if arg is not None]
-        compute, _ = elementwise_dtypes(*operands, type_promotion_kind=ELEMENTWISE_TYPE_PROMOTION_KIND.DEFAULT)
+        compute, _ = _prims_common.elementwise_dtypes(*operands, type_promotion_kind=_PROMOTION)
         columns = [
             [
                 self._as(e, compute) if self.examples[e].dtype != torch.bool else e
