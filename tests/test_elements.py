@@ -21,6 +21,7 @@ FUNCTIONS = {
     "clipping": lambda x, m: x * (1.0 / torch.linalg.vector_norm(x)).clamp(max=1.0),
     "conditions": lambda x, m: torch.where(x > 0, x, torch.where(m[0] < 0, 2.0, m[0])),
     "promotion": lambda x, m: x.float() * torch.tensor(3, dtype=torch.int32) + m[0, 0],
+    "promotion of a comparison": lambda x, m: torch.full((2,), 0.1, dtype=torch.float32) == x[0] / 5,  # 0.1 in float64
     "low precision": lambda x, m: x.bfloat16() * m[0, 0].float(),
     "moves": lambda x, m: torch.cat([m.T.reshape(-1), x.flip(0), torch.nn.functional.pad(x, (1, 1), value=2.0)]),
     "parts": lambda x, m: sum(part.sum() for part in m.split([1, 2], dim=1)),
@@ -43,7 +44,7 @@ def test_the_elements_are_those_of_the_tensors_for_every_run(name):
     for i, x in enumerate(runs):
         expected = fn(x, MATRIX)
         actual = torch.stack([element.expand(3)[i] for element in elements]).reshape(expected.shape)
-        tolerance = 0 if expected.dtype == torch.bfloat16 else 1e-12
+        tolerance = 1e-12 if expected.dtype == torch.float64 else 0
         torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 

