@@ -1,5 +1,6 @@
 """Sweeps: one training run for each of many hyperparameters, all of them in one compiled graph."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from funcopt import tree
 from funcopt.checks import check_integer
 from funcopt.compile import compile
 from funcopt.transform import GradientTransformation, Params, apply_updates
+from funcopt.turns import Example, Train, turns
 
 SMALL = 2**16
 """Up to this many numbers a kernel takes less time than waking a second thread."""
@@ -66,7 +68,7 @@ def sweep(
     def train(params: Params, hyperparams: Mapping[str, Tensor], batches: tree.Tree = None) -> SweepResult:
         size = _check(params, hyperparams, batches, steps)
         arguments = (params, {name: values.contiguous() for name, values in hyperparams.items()}, batches)
-        key = _signature(arguments)
+        key = (_signature(arguments), _referred_to(make), _referred_to(loss))
         with torch.no_grad():
             if key not in runs:
                 settings = options if "backend" in options else {"options": _inductor_options(params, size), **options}
@@ -102,10 +104,32 @@ def _signature(arguments: tuple[Any, ...]) -> Any:
     return (str(structure), *parts)
 
 
+class _Same(NamedTuple):
+    """Equal to itself only; holds on to the value, so that no other one takes its place in memory."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _referred_to(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """What the names in a function stand for, which is read when it is compiled."""
+    if not inspect.isroutine(function):
+        return (_Same(function),)
+    found = inspect.getclosurevars(function)
+    return tuple((name, _Same(value)) for part in (found.nonlocals, found.globals) for name, value in part.items())
+
+
 def _inductor_options(params: Params, size: int) -> dict[str, Any]:
     """The loop in C++ and not in Python, at half the time; and one thread where the work is small."""
     numbers = size * sum(leaf.numel() for leaf in tree.leaves(params))
-    return {"cpp_wrapper": True, **({"cpp.threads": 1} if numbers <= SMALL else {})}
+    # Steps written out are one kernel, if they may be one; many short expressions compile faster than few long ones.
+    fusion = {"max_fusion_size": 10_000, "realize_opcount_threshold": 8}
+    return {"cpp_wrapper": True, **fusion, **({"cpp.threads": 1} if numbers <= SMALL else {})}
 
 
 def _training_run(
@@ -119,6 +143,22 @@ def _training_run(
     size = len(next(iter(arguments[1].values())))
     configuration = _configuration(make, loss, arguments)
     axes = _axes_that_vary(configuration, arguments, size)
+    train = _in_turns(configuration, arguments, axes, steps, options) or _looped(configuration, axes, options)
+
+    def run(params: Params, hyperparams: dict[str, Tensor], batches: tree.Tree) -> tuple[Params, Tensor]:
+        # Outside of the graph, which takes the leaves as donated and writes the final ones in their place.
+        start = _start(configuration, hyperparams, params, axes)
+        # Zeros along the steps also where there are no batches: the loop takes its length from them.
+        along = [torch.zeros(steps, device=start[0].device), *tree.leaves(batches)]
+        leaves, losses = train(start, hyperparams, along)
+        leaves = [_leading(leaf, axis, size) for leaf, axis in zip(leaves, axes)]
+        return tree.unflatten(leaves, configuration.structure)[0], losses.T
+
+    return run
+
+
+def _looped(configuration: "_Configuration", axes: list[int | None], options: dict[str, Any]) -> Train:
+    """All steps in a loop inside of one graph."""
     step = vmap(configuration.step, in_dims=(0, axes, None), out_dims=(_out_dims(axes), 0))
 
     def loop(leaves: list[Tensor], hyperparams: dict[str, Tensor], along: list[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -129,18 +169,30 @@ def _training_run(
         leaves, losses = _higher_order_ops.scan(body, leaves, along)
         return leaves, losses
 
-    compiled = compile(loop, donate_argnums=0, **options)
+    return compile(loop, donate_argnums=0, **options)
 
-    def run(params: Params, hyperparams: dict[str, Tensor], batches: tree.Tree) -> tuple[Params, Tensor]:
-        # Outside of the graph, which takes the leaves as donated and writes the final ones in their place.
-        start = _start(configuration, hyperparams, params, axes)
-        # Zeros along the steps also where there are no batches: the loop takes its length from them.
-        along = [torch.zeros(steps, device=start[0].device), *tree.leaves(batches)]
-        leaves, losses = compiled(start, hyperparams, along)
-        leaves = [_leading(leaf, axis, size) for leaf, axis in zip(leaves, axes)]
-        return tree.unflatten(leaves, configuration.structure)[0], losses.T
 
-    return run
+def _in_turns(
+    configuration: "_Configuration",
+    arguments: tuple[Params, dict[str, Tensor], tree.Tree],
+    axes: list[int | None],
+    steps: int,
+    options: dict[str, Any],
+) -> Train | None:
+    """Some steps in one kernel, called until all are made; None where that cannot be."""
+    params, hyperparams, batches = arguments
+    if set(options) - {"backend", "options"}:
+        return None
+    first = {name: values[0] for name, values in hyperparams.items()}
+    leaves = configuration.start(first, params)
+    batch = [torch.zeros((), device=leaves[0].device), *(leaf[0] for leaf in tree.leaves(batches))]
+
+    def step(example: Example) -> list[Tensor]:
+        leaves, value = configuration.step(dict(zip(first, example.rates)), example.leaves, example.batch)
+        return [*leaves, value]
+
+    size = len(next(iter(hyperparams.values())))
+    return turns(step, Example(list(first.values()), leaves, batch), axes, size, steps, options)
 
 
 class _Configuration(NamedTuple):

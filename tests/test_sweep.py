@@ -1,7 +1,10 @@
 """funcopt.sweep: many runs at once are the single runs, to rounding, in one graph."""
 
+import sys
+
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 from torch.func import grad_and_value
 
 import funcopt as fo
@@ -118,16 +121,78 @@ def test_one_graph_serves_all_calls_and_nothing_is_written():
     assert len(graphs) == 2, "another number of configurations has a graph of its own"
 
 
-def test_the_graph_does_not_grow_with_the_steps():
-    problem, sizes = problems.quadratic(), []
+@pytest.mark.parametrize("loss", [lambda x: x.square().sum(), lambda x: x.sort().values.square().sum()])
+def test_the_graph_does_not_grow_with_the_steps(loss):
+    """Neither that of some steps written out in their elements, nor that of the loop over leaves."""
+    sizes = []
 
     def backend(graph, inputs):
         sizes.append(sum(len(part.graph.nodes) for part in graph.modules() if hasattr(part, "graph")))
         return graph
 
-    for steps in (4, 40):
-        fo.sweep(fo.sgd, problem.loss, steps=steps, backend=backend)(problem.params, {"learning_rate": numbers(0.1)})
-    assert sizes[0] == sizes[1]
+    for steps in (20, 200):
+        fo.sweep(fo.sgd, loss, steps=steps, backend=backend)(torch.ones(3), {"learning_rate": numbers(0.1)})
+    assert len(sizes) == 2 and sizes[0] == sizes[1]
+
+
+def small_losses():
+    data = torch.tensor([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0]], dtype=torch.float64)
+
+    def regression(params):
+        return (data @ params["w"] - params["b"]).square().mean()
+
+    params = {"w": numbers(0.1, -0.2), "b": numbers(0.3)[0]}
+    return [(problems.beale().loss, problems.beale().params), (regression, params)]
+
+
+MAKERS = {
+    "adamw": (fo.adamw, {"learning_rate": numbers(1e-3, 1e-1), "weight_decay": numbers(0.0, 1e-2)}),
+    "decay of the moments": (lambda b1: fo.nadam(fo.cosine_decay_schedule(0.1, 10), b1=b1), {"b1": numbers(0.0, 0.9)}),
+    "clipping": (lambda rate: fo.chain(fo.clip_by_global_norm(0.1), fo.rmsprop(rate)), {"rate": numbers(0.1, 0.2)}),
+    "rate in the state": (fo.inject_hyperparams(fo.adam), {"learning_rate": numbers(0.1, 0.2)}),
+    "rates of coordinates": (lambda rates: fo.chain(fo.adam(0.1), fo.scale(rates.sum())), {"rates": torch.rand(2, 3)}),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("loss, params", small_losses(), ids=["beale", "regression"])
+def test_steps_written_out_in_their_elements_are_the_single_runs(name, loss, params, monkeypatch):
+    """11 steps: a turn of ten, and a rest of one."""
+    make, hyperparams = MAKERS[name]
+    monkeypatch.setattr(sys.modules["funcopt.sweep"], "_looped", None)  # it would be the loop over leaves
+    check(make, loss, params, hyperparams, 11, **EAGER)
+
+
+def test_a_tensor_that_the_loss_refers_to_may_be_written():
+    target = numbers(1.0, 2.0)
+    train = fo.sweep(fo.sgd, lambda x: (x - target).square().sum(), steps=2, **EAGER)
+    rates = {"learning_rate": numbers(0.5)}
+    assert torch.equal(train(torch.zeros_like(target), rates).params[0], numbers(1.0, 2.0))
+    target.copy_(numbers(3.0, 4.0))
+    assert torch.equal(train(torch.zeros_like(target), rates).params[0], numbers(3.0, 4.0))
+
+
+def test_a_name_that_the_loss_refers_to_may_be_bound_anew():
+    scale = 1.0
+
+    def loss(x):
+        return (x - scale).square().sum()
+
+    train = fo.sweep(fo.sgd, loss, steps=2, **EAGER)
+    assert train(torch.zeros(1), {"learning_rate": numbers(0.5)}).params == 1.0
+    scale = 2.0
+    assert train(torch.zeros(1), {"learning_rate": numbers(0.5)}).params == 2.0
+
+
+@pytest.mark.slow
+def test_ten_steps_of_a_small_problem_are_one_kernel():
+    """With all arithmetic in one loop over the configurations; a second one copies."""
+    options = {"options": {"cpp.threads": 1, "max_fusion_size": 10_000, "realize_opcount_threshold": 8}}
+    problem = problems.rosenbrock()
+    train = fo.sweep(fo.adamw, problem.loss, steps=10, **options)
+    _, (code,) = run_and_get_code(train, problem.params.float(), {"learning_rate": torch.logspace(-4, -1, 1000)})
+    kernels = code.split("async_compile.cpp_pybinding")[1:]
+    assert len(kernels) == 1 and kernels[0].count("< static_cast<int64_t>(1000L)") <= 2
 
 
 ERRORS = {
