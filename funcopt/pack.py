@@ -4,7 +4,7 @@ Packing is a change of tree, not of optimizer: a `Packed` tree is a pytree whose
 """
 
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -140,7 +140,7 @@ def plan(params: tree.Tree, labels: Any, alone: int, stack: bool = False) -> Lay
     """The layout of `pack(params, labels, alone=alone, stack=stack)`."""
     leaves, structure = tree.flatten(params)
     paths = [path for path, _ in tree.leaves_with_path(params)]
-    groups: dict[Hashable, list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}  # by what the leaves of a buffer have in common
     for i, (path, leaf, label) in enumerate(zip(paths, leaves, _labels_of(labels, params))):
         if leaf is None:
             continue
@@ -174,10 +174,10 @@ def _buffer_name(leaf: Tensor, label: Any, shape: tuple[int, ...] | None, taken:
     return f"{name}@{leaf.device}" if name in taken else name
 
 
-def gather(values: tree.Tree, layout: Layout, *, copy: bool = True) -> Packed:
+def gather(values: tree.Tree, layout: Layout, *, copy: bool = True, any_shape: bool = False) -> Packed:
     """Pack a tree in a layout. Where the leaves of a buffer are masked out, so is the buffer.
 
-    Without `copy`, a leaf that lies alone is itself the buffer.
+    Without `copy`, a leaf that lies alone is itself the buffer. With `any_shape`, leaves may be states in other shapes.
     """
     parts: list[list[Tensor]] = [[] for _ in layout.names]
     for path, place, leaf in zip(layout.paths, layout.places, tree.leaves_up_to(layout.structure, values)):
@@ -189,7 +189,7 @@ def gather(values: tree.Tree, layout: Layout, *, copy: bool = True) -> Packed:
             )
         if isinstance(leaf, tree.MaskedNode):
             continue
-        if tuple(leaf.shape) != place.shape:
+        if tuple(leaf.shape) != place.shape and not any_shape:
             raise ValueError(f"pack: the leaf {path!r} must have the shape {place.shape}, got {tuple(leaf.shape)}.")
         parts[place.buffer].append(leaf)
     return Packed(tuple(_join(part, layout, buffer, copy) for buffer, part in enumerate(parts)), layout)
@@ -293,5 +293,5 @@ def check_whole_leaves(name: str, params: tree.Tree) -> None:
             if sizes is not None and not stacked:
                 raise ValueError(
                     f"{name}: it looks at each leaf as a whole, but the packed buffer {buffer!r} holds several or none "
-                    "in its own shape. Use pack(params, stack=True), which stacks leaves of one shape."
+                    "in its own shape. Give stack=True to pack or compile_update, which stacks leaves of one shape."
                 )
