@@ -41,8 +41,8 @@ def compile_update(
     keeps; the next step finds them there. Larger leaves are written in place. The gradients are only read.
 
     Args:
-        transformation: if leafwise, give `stack`. One that asks for masks or labels, and a treewise one, is compiled for
-            all buffers and large leaves together: half a second more for each large leaf.
+        transformation: one that asks for masks or labels, or is not elementwise, is compiled for all buffers and large
+            leaves together: half a second more for each large leaf. One that looks at whole leaves needs `stack`.
         labels, alone, stack: as for `pack`; leaves of different labels share no buffer.
         in_place: write new parameters into the tensors that were given, as an imperative optimizer does, and read them
             anew in every step. It costs a gather and a copy of the small leaves.
@@ -273,9 +273,8 @@ def _works_by_blocks(transformation: GradientTransformation, params: Packed) -> 
     """Whether the transformation does to a buffer alone what it does to it among others, and asks for no mask."""
     if transformation.coupling != "elementwise":
         return False
-    numbers = Packed(
-        tuple(buffer.new_ones(1) for buffer in params.buffers), _Opaque(params.layout.names, params.layout.stacked)
-    )  # type: ignore[arg-type]
+    layout: Any = _Opaque(params.layout.names, params.layout.stacked)
+    numbers = Packed(tuple(buffer.new_ones(1) for buffer in params.buffers), layout)
     try:
         transformation.update(numbers, transformation.init(numbers), numbers)
     except Exception:
