@@ -146,6 +146,7 @@ def test_everything_else_is_as_before(entry, case):
             {"m": fo.muon(0.1), "v": fo.sgd(0.1)}, fo.by_path({lambda _, leaf: leaf.ndim == 2: "m", "*": "v"})
         ),
         fo.inject_hyperparams(fo.muon)(0.1, beta=0.8),
+        fo.chain(fo.scale_by_path({"*": torch.tensor(0.5)}), fo.adamw(0.1)),
     ],
     ids=str,
 )
