@@ -281,7 +281,7 @@ def _same(a: Any, b: Any) -> bool:
 _LIBRARIES = ("funcopt", "torch", "math", "builtins", "collections", "functools", "itertools", "typing")
 _ARGUMENT = re.compile(r"\W*(\w+\()*(args|kwargs|donated)\b")
 _GLOBAL = re.compile(r"G\['(\w+)'\]|__import__\('(\w+)'\)")
-_CELL = re.compile(r"fn\.__closure__\[(\d+)\]\.cell_contents")
+_CELL = re.compile(r"(?<![\w.])fn\.__closure__\[(\d+)\]\.cell_contents")
 
 
 def _pins(fn: Callable[..., Any], watched: frozenset[str] | None) -> "list[Pin] | None":

@@ -5,7 +5,7 @@ pytree implementation.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -19,15 +19,25 @@ from funcopt.paths import (
     get_all_with_path as get_all_with_path,
     set as set,
 )
+from funcopt.stacks import STACKED, are_stacks, batched
 
 Tree: TypeAlias = Any
 """A tensor, None, or a dict, list, tuple or NamedTuple of trees."""
 
 
 def register(
-    cls: type, flatten: Callable[[Any], Any], unflatten: Callable[[Any, Any], Any], names: Callable[[Any], Any]
+    cls: type,
+    flatten: Callable[[Any], Any],
+    unflatten: Callable[[Any, Any], Any],
+    names: Callable[[Any], Any],
+    stacked: Callable[[Any], Sequence[bool]] | None = None,
 ) -> None:
-    """Make `cls` a node: its children and static context, what makes one of them, and the names of the children."""
+    """Make `cls` a node: its children and static context, what makes one of them, and the names of the children.
+
+    `stacked(context)` tells which children are leaves of one shape, stacked along a new first axis.
+    """
+    if stacked is not None:
+        STACKED[cls] = stacked
     _pytree.register_pytree_node(
         cls,
         flatten,
@@ -55,7 +65,7 @@ def nodes(cls: type, tree: Tree) -> list[Any]:
     return [node for node in found if isinstance(node, cls)]
 
 
-def map_nodes(fn: Callable[[Any], Any], cls: type, tree: Tree) -> Tree:
+def map_nodes(fn: Callable[[Any], Any], cls: type | tuple[type, ...], tree: Tree) -> Tree:
     """`tree` with `fn(node)` in place of every node of type `cls`; everything else stays."""
     return _pytree.tree_map(
         lambda node: fn(node) if isinstance(node, cls) else node, tree, is_leaf=lambda node: isinstance(node, cls)
@@ -165,12 +175,16 @@ def map_rule(rule: Callable[..., Any], updates: Tree, *states: Tree, reads: tupl
 
     - it sees tensors of at least float32, and each result is rounded once to the dtype of the leaf that it replaces;
     - where a leaf is `None`, the update is `None` and the state is kept;
-    - no result shares its tensor with an argument or with another result.
+    - no result shares its tensor with an argument or with another result;
+    - of stacked leaves it sees one, batched over all: see `map_leafwise`.
     """
     outputs = 1 + len(states)
     structure = flatten(states[0] if states else updates)[1]
     columns = [leaves_up_to(structure, tree) for tree in (updates, *states, *reads)]
-    rows = [_apply_rule(rule, row, outputs) for row in zip(*columns)]
+    rows = [
+        _apply_to_stack(rule, row, outputs) if stack else _apply_rule(rule, row, outputs)
+        for stack, row in zip(are_stacks(structure), zip(*columns))
+    ]
     results = tuple(unflatten([row[i] for row in rows], structure) for i in range(outputs))
     return results if states else results[0]
 
@@ -188,6 +202,33 @@ def _apply_rule(rule: Callable[..., Any], row: tuple[Any, ...], outputs: int) ->
         result = result if result.dtype == replaced.dtype else result.to(replaced.dtype)
         owned.append(result.clone() if _is_among(result, row) or _is_among(result, owned) else result)
     return tuple(owned)
+
+
+def _apply_to_stack(rule: Callable[..., Any], row: tuple[Any, ...], outputs: int) -> tuple[Any, ...]:
+    if _any_absent(row):
+        return _apply_rule(rule, row, outputs)
+    results: tuple[Any, ...] = batched(lambda *slices: _apply_rule(rule, slices, outputs), row)
+    return results
+
+
+def map_leafwise(fn: Callable[..., Tensor], tree: Tree, *rest: Tree) -> Tree:
+    """Like `map`, of a function to tensors that looks at a leaf as a whole, its shape for example.
+
+    Of leaves that `pack` has stacked, `fn` sees one, and is batched over the stack by `torch.vmap`.
+    """
+    first, structure = flatten(tree)
+    columns = [first, *(leaves_up_to(structure, other) for other in rest)]
+    results = [
+        None if _any_absent(row) else batched(fn, row) if stack else fn(*row)
+        for stack, row in zip(are_stacks(structure), zip(*columns))
+    ]
+    return unflatten(results, structure)
+
+
+def one_of_each(tree: Tree) -> list[Any]:
+    """The leaves of `tree`, `None` included, and of each stack the first."""
+    leaves, structure = flatten(tree)
+    return [leaf[0] if stack and leaf is not None else leaf for stack, leaf in zip(are_stacks(structure), leaves)]
 
 
 def _is_among(value: Any, others: Iterable[Any]) -> bool:

@@ -28,6 +28,7 @@ def compile_update(
     *,
     labels: Any = None,
     alone: int = 2**18,
+    stack: bool = False,
     in_place: bool = False,
     **options: Any,
 ) -> Step:
@@ -40,9 +41,9 @@ def compile_update(
     keeps; the next step finds them there. Larger leaves are written in place. The gradients are only read.
 
     Args:
-        transformation: elementwise or treewise. One that asks for masks or labels, and a treewise one, is compiled for
-            all buffers and large leaves together: half a second more for each large leaf.
-        labels, alone: as for `pack`; leaves of different labels share no buffer.
+        transformation: one that asks for masks or labels, or is not elementwise, is compiled for all buffers and large
+            leaves together: half a second more for each large leaf. One that looks at whole leaves needs `stack`.
+        labels, alone, stack: as for `pack`; leaves of different labels share no buffer.
         in_place: write new parameters into the tensors that were given, as an imperative optimizer does, and read them
             anew in every step. It costs a gather and a copy of the small leaves.
         options: as for `torch.compile`.
@@ -50,7 +51,7 @@ def compile_update(
     Raises:
         TypeError: `transformation` is none.
         ValueError: at the call: the trees do not belong together, a gradient is None where there is a parameter, or
-            the transformation looks at whole leaves (use `compile`).
+            the transformation looks at whole leaves, without `stack`.
 
     >>> params, optimizer = {"w": torch.ones(2), "b": torch.ones(())}, sgd(0.5)
     >>> step = compile_update(optimizer, backend="eager")
@@ -58,7 +59,7 @@ def compile_update(
     {'w': tensor([0.5000, 0.5000]), 'b': tensor(0.5000)}
     """
     check_transformation("compile_update", transformation=transformation)
-    return _CompiledUpdate(transformation, labels, alone, in_place, options)
+    return _CompiledUpdate(transformation, lambda params: plan(params, labels, alone, stack), in_place, options)
 
 
 def _constant_floats() -> AbstractContextManager[Any]:
@@ -69,11 +70,14 @@ def _constant_floats() -> AbstractContextManager[Any]:
 
 class _CompiledUpdate:
     def __init__(
-        self, transformation: GradientTransformation, labels: Any, alone: int, in_place: bool, options: dict[str, Any]
+        self,
+        transformation: GradientTransformation,
+        plan: Callable[[Params], Layout],
+        in_place: bool,
+        options: dict[str, Any],
     ) -> None:
         self.transformation = transformation
-        self.labels = labels
-        self.alone = alone
+        self.plan = plan
         self.in_place = in_place
         self.home: _Home | None = None
         # Each set of leaves has graphs of its own.
@@ -101,8 +105,7 @@ class _CompiledUpdate:
         key: list[Any] = []
         outline((params, state), leaves, key)
         if self.home is None or not self.home.holds(leaves, key):
-            layout = plan(params, self.labels, self.alone)
-            self.home = _Home(self.transformation, params, state, layout, self.in_place)
+            self.home = _Home(self.transformation, params, state, self.plan(params), self.in_place)
         return self.home
 
 
@@ -143,7 +146,7 @@ class _Home:
         packed = _house(params, layout)
         marks, structure = _flatten_to_packed(_expected_state(transformation, packed))
         housed = [
-            _house(part, layout) if isinstance(mark, Packed) else part
+            _house(part, layout, any_shape=True) if isinstance(mark, Packed) else part
             for mark, part in zip(marks, tree.leaves_up_to(structure, state))
         ]
         self.blocks = _blocks(transformation, packed, housed, structure)
@@ -202,12 +205,13 @@ class _Home:
 
 
 def _side_by_side(leaves: list[Tensor], buffer: Tensor) -> Tensor:
-    return torch.cat(list(map(Tensor.flatten, leaves)), out=buffer)
+    torch.cat(list(map(Tensor.flatten, leaves)), out=buffer.view(-1))
+    return buffer
 
 
-def _house(values: tree.Tree, layout: Layout) -> Packed:
+def _house(values: tree.Tree, layout: Layout, any_shape: bool = False) -> Packed:
     """The buffers in which the numbers are from now on: for a leaf that lies alone that leaf itself, if it can be."""
-    packed = gather(values, layout, copy=False)
+    packed = gather(values, layout, copy=False, any_shape=any_shape)
     return Packed(
         tuple(part if isinstance(part, tree.MaskedNode) else part.contiguous() for part in packed.buffers), layout
     )
@@ -262,13 +266,15 @@ class _Opaque(NamedTuple):
     """In place of a layout: it names the buffers, and whoever asks for their leaves fails."""
 
     names: tuple[str, ...]
+    stacked: tuple[bool, ...]
 
 
 def _works_by_blocks(transformation: GradientTransformation, params: Packed) -> bool:
     """Whether the transformation does to a buffer alone what it does to it among others, and asks for no mask."""
     if transformation.coupling != "elementwise":
         return False
-    numbers = Packed(tuple(buffer.new_ones(1) for buffer in params.buffers), _Opaque(params.layout.names))  # type: ignore[arg-type]
+    layout: Any = _Opaque(params.layout.names, params.layout.stacked)
+    numbers = Packed(tuple(buffer.new_ones(1) for buffer in params.buffers), layout)
     try:
         transformation.update(numbers, transformation.init(numbers), numbers)
     except Exception:

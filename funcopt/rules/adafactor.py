@@ -106,7 +106,7 @@ def scale_by_factored_rms(
 
     def init(params: Params) -> FactoredState:
         def zeros(axis: int | None) -> tree.Tree:
-            return tree.map(lambda leaf: _zeros(leaf, axes_of(leaf), axis), params)
+            return tree.map_leafwise(lambda leaf: _zeros(leaf, axes_of(leaf), axis), params)
 
         return FactoredState(zero_count(params), zeros(1), zeros(0), zeros(None))
 

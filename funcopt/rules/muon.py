@@ -96,7 +96,8 @@ def _spec_reader(
     def specs_of(params: Params | None, updates: Updates) -> tree.Tree:
         model = updates if params is None else params
         specs = read(params, updates)
-        for (path, leaf), spec in zip(tree.leaves_with_path(model), specs):
+        paths = [path for path, _ in tree.leaves_with_path(model)]
+        for path, leaf, spec in zip(paths, tree.one_of_each(model), specs):
             if leaf is not None:
                 _check_spec(name, path, leaf, spec, explicit=given is not None)
         return tree.unflatten(specs, tree.flatten(model)[1])

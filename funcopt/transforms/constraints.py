@@ -85,7 +85,7 @@ def zero_nans() -> GradientTransformation:
 
     def init(params: Params) -> ZeroNansState:
         tree.check_params(params)
-        return ZeroNansState(tree.map(lambda p: p.new_zeros((), dtype=torch.bool), params))
+        return ZeroNansState(tree.map_leafwise(lambda p: p.new_zeros((), dtype=torch.bool), params))
 
     def update(
         updates: Updates, state: ZeroNansState, params: Params | None = None, **extra: Any

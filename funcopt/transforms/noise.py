@@ -7,6 +7,7 @@ from torch import Tensor
 from funcopt import random, tree
 from funcopt.checks import check_within
 from funcopt.numerics import increment, realise, safe_sqrt, scalar_dtype
+from funcopt.pack import numbered, unpack
 from funcopt.transform import GradientTransformation, Params, Updates, factory, zero_count
 
 
@@ -39,8 +40,8 @@ def add_noise(eta: float | Tensor, gamma: float | Tensor, key: Tensor | int = 0)
         steps = count.to(scalar_dtype(count.device))
         deviation = realise(safe_sqrt(eta / steps**gamma))
         next_key, key = random.split(state.rng_key).unbind(0)
-        keys = iter(random.split(key, len(tree.leaves(updates))))
-        noise = tree.map(lambda g: random.normal(next(keys), g.shape, g.dtype), updates)
+        keys = random.split(key, len(tree.leaves(unpack(updates))))
+        noise = tree.map_leafwise(lambda g, i: random.normal(keys[i], g.shape, g.dtype), updates, numbered(updates))
         updates = tree.map_rule(lambda g, z: g + deviation * z, updates, reads=(noise,))
         return updates, AddNoiseState(count, next_key.clone())
 

@@ -12,7 +12,7 @@ from tests.catalogue import ELSEWHERE, ENTRIES, SCHEDULES
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = (
-    ("numerics", "checks", "paths"),
+    ("numerics", "checks", "paths", "stacks"),
     ("tree", "random"),
     ("calls", "ownership", "pack"),
     ("transform",),
