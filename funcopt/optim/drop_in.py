@@ -202,7 +202,7 @@ class DropIn(Optimizer):
             if found is not None:
                 tape, moved, numbers = found
                 run_tape(tape, numbers, rows, self.__dict__.setdefault("_room", {}))  # which no copy takes along
-                return {key: torch.tensor(value, dtype=torch.float64) for key, value in zip(scalars, moved)}
+                return {key: torch.full((), value, dtype=torch.float64) for key, value in zip(scalars, moved)}
         update: Update = functools.partial(updated, self.definition, hyper, made=recipe.made)
         if self._compile:
             update = compiled(self.definition, recipe, self._compile if isinstance(self._compile, dict) else {})

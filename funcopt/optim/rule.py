@@ -92,6 +92,7 @@ class Recipe(NamedTuple):
     constant: tuple[tuple[str, Any], ...]  # that a compiled or recorded rule is made for
     numbers: list[Any]  # that it is given, and the structure of a dict of them
     structure: Any
+    tapes: dict[Any, Tape | None]  # that have been looked up
 
 
 def _recipe(definition: Definition, items: tuple[tuple[str, Any], ...]) -> Recipe:
@@ -99,7 +100,7 @@ def _recipe(definition: Definition, items: tuple[tuple[str, Any], ...]) -> Recip
     made = definition.made(hyper)
     own = [key for key in made.keys if key not in definition.scalars]
     constant, numbers = _split(definition, hyper)
-    return Recipe(made, own, tuple(constant.items()), *tree.flatten(numbers))
+    return Recipe(made, own, tuple(constant.items()), *tree.flatten(numbers), {})
 
 
 _recipe_kept = functools.lru_cache(maxsize=256)(_recipe)
@@ -188,16 +189,24 @@ def recorded(
     None where it cannot be recorded. One tape serves any values of numbers and scalars, as what `compiled` gives.
     """
     given = [value.item() if isinstance(value, Tensor) else value for value in (*recipe.numbers, *scalars.values())]
-    kinds = [value.dtype if isinstance(value, Tensor) else torch.float64 for value in recipe.numbers]
-    kinds += [tensor.dtype for tensor in (*scalars.values(), *row)]
+    kinds = (*scalars, *[tensor.dtype for tensor in (*scalars.values(), *row)])
     for floors in (False, True):
-        tape = _record(definition, recipe.constant, recipe.structure, tuple(scalars), tuple(kinds), floors)
+        key = (floors, *kinds)
+        if key not in recipe.tapes:
+            recipe.tapes[key] = _tape(definition, recipe, scalars, row, floors)
+        tape = recipe.tapes[key]
         if tape is None:
             break
         after, numbers = tape.of_scalars(*given)
         if all(numbers[i] >= value for i, value in tape.least.items()):
             return tape, after, numbers
     return None
+
+
+def _tape(definition: Definition, recipe: Recipe, scalars: Scalars, row: Row, floors: bool) -> Tape | None:
+    kinds = [value.dtype if isinstance(value, Tensor) else torch.float64 for value in recipe.numbers]
+    kinds += [tensor.dtype for tensor in (*scalars.values(), *row)]
+    return _record(definition, recipe.constant, recipe.structure, tuple(scalars), tuple(kinds), floors)
 
 
 @functools.lru_cache(maxsize=256)
