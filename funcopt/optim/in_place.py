@@ -1,5 +1,6 @@
 """Pure functions of tensors, applied in place: to many small tensors at once, and to large ones in parts."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,15 +12,15 @@ from funcopt.optim.tape import Tape
 
 SMALL = 2**14  # up to this many numbers a tensor is taken together with others
 GATHERED = 2**15  # numbers gathered in eager mode
-PART = 2**18  # numbers taken at once in eager mode, so that intermediate results stay in the cache
+PART = 2**20  # numbers taken at once in eager mode, so that intermediate results stay in the cache
 
 Row = Sequence[Tensor]
 """The tensors of one parameter: itself, its gradient, its states."""
 Rule = Callable[[Row], list[Tensor]]
 """An elementwise function of a flat row: new values of its tensors but the gradient, made anew or written in place."""
 
-Room = dict[tuple[int, torch.dtype], Tensor]
-"""Buffers by their number and dtype."""
+Room = dict[tuple[int, torch.dtype, tuple[int, ...] | None], Tensor]
+"""Buffers by their number, dtype and shape; that of the shape None has the memory of the others."""
 
 
 def run_tape(tape: Tape, numbers: Sequence[Any], rows: Sequence[Row], room: Room) -> None:
@@ -56,12 +57,25 @@ def _buffers(tape: Tape, like: Tensor, room: Room) -> list[Tensor]:
     """The buffers of a tape in the shape of a tensor, cut out of those in the room."""
     if like.numel() > PART:  # whose numbers lie scattered
         return [torch.empty_like(like, dtype=dtype) for dtype in tape.buffers]
+    shape = tuple(like.shape)
     buffers = []
-    for key in enumerate(tape.buffers):
-        if key not in room or room[key].numel() < like.numel():
-            room[key] = torch.empty(like.numel(), dtype=key[1])
-        buffers.append(room[key][: like.numel()].view(like.shape))
+    for number, dtype in enumerate(tape.buffers):
+        key = number, dtype, shape
+        if key not in room:
+            room[key] = _cut_out(number, dtype, shape, room)
+        buffers.append(room[key])
     return buffers
+
+
+def _cut_out(number: int, dtype: torch.dtype, shape: tuple[int, ...], room: Room) -> Tensor:
+    """A buffer of this shape, in memory that those of all shapes share."""
+    length = math.prod(shape)
+    whole = number, dtype, None
+    if whole not in room or room[whole].numel() < length:
+        for key in [key for key in room if key[:2] == whole[:2]]:  # which lie in memory that is too short
+            del room[key]
+        room[whole] = torch.empty(length, dtype=dtype)
+    return room[whole][:length].view(shape)
 
 
 def update_elementwise(rule: Rule, rows: Sequence[Row], *, part: int | None = None) -> None:
@@ -124,7 +138,7 @@ def written(row: Sequence[Any]) -> list[Any]:
 def write(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy the values into the targets, where a rule has not done so itself."""
     pairs = [(target, value) for target, value in zip(targets, values) if target is not value]
-    if not all(type(target) in (Tensor, torch.nn.Parameter) for target, _ in pairs):
+    if not {type(target) for target, _ in pairs} <= {Tensor, torch.nn.Parameter}:
         for target, value in pairs:  # sharded tensors know no foreach copy
             target.copy_(value)
     elif pairs:
