@@ -136,11 +136,13 @@ class DropIn(Optimizer):
         """What parameters have in common that one update serves, and one check."""
         return param.dtype, grad.dtype, grad.layout, param.device, type(param), type(grad)
 
-    def _cohorts(self, params: Iterable[Tensor], group: Hyper, keys: frozenset[str]) -> Iterable[Cohort]:
+    def _cohorts(self, params: Sequence[Tensor], group: Hyper, keys: frozenset[str]) -> Iterable[Cohort]:
         """Parts of the parameters, which are of one kind, that are alike in their 0-d states as well.
 
         What is missing of their states is made here.
         """
+        if not keys and not self.definition.scalars:
+            return [Cohort(list(params), [{} for _ in params], False)]
         cohorts: dict[Hashable, Cohort] = {}
         readable = not torch.compiler.is_compiling()
         scalars = self.definition.scalars

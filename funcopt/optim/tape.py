@@ -17,6 +17,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
+from funcopt.optim.fusion import dtype_of, name_of, simplify, without_floors
+
 Step = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 """New scalars, followed by the new row without its gradient, from 0-d tensors and a row."""
 
@@ -52,8 +54,8 @@ def record(step: Step, numbers: Sequence[Tensor], row: Sequence[Tensor], *, floo
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     scalar_inputs, row_inputs = inputs[: len(numbers)], inputs[len(numbers) :]
     arrays = _depending_on(row_inputs, graph)
-    _simplify(graph, arrays)
-    least = {} if floors else _without_floors(graph, arrays)
+    simplify(graph, arrays)
+    least = {} if floors else without_floors(graph, arrays)
     outputs = list(next(node for node in graph.nodes if node.op == "output").args[0])
     new_scalars, new_row = outputs[: 1 - len(row)], outputs[1 - len(row) :]
     if {*new_scalars} & arrays or not {*new_row} <= arrays or {*new_row} & {*row_inputs}:
@@ -62,9 +64,9 @@ def record(step: Step, numbers: Sequence[Tensor], row: Sequence[Tensor], *, floo
     of_row = [node for node in _needed_for(new_row, graph) if node in arrays and node not in row_inputs]
     needed = list(dict.fromkeys(n for node in of_row for n in node.all_input_nodes if n not in arrays))
     of_scalars = [n for n in _needed_for([*new_scalars, *needed], graph) if n not in scalar_inputs]
-    if not all(map(_is_known, of_row)) or not all(_name(node) in _IN_PYTHON for node in of_scalars):
+    if not all(map(_is_known, of_row)) or not all(name_of(node) in _IN_PYTHON for node in of_scalars):
         return None
-    whole = {n for node in of_row for n in node.all_input_nodes if _name(node) == "where" or n is node.args[0]}
+    whole = {n for node in of_row for n in node.all_input_nodes if name_of(node) == "where" or n is node.args[0]}
     places, buffers = _places(of_row, row_inputs, new_row)
     return Tape(
         _in_python(of_scalars, scalar_inputs, new_scalars, needed, whole),
@@ -92,14 +94,6 @@ def _needed_for(nodes: Iterable[Node], graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if node in wanted]
 
 
-def _name(node: Any) -> str:
-    return str(getattr(node.target, "_opname", "")) if isinstance(node, Node) else ""
-
-
-def _dtype(node: Node) -> torch.dtype:
-    return node.meta["val"].dtype  # type: ignore[no-any-return]
-
-
 # The arithmetic of arrays.
 
 _ON_LISTS = {"abs", "add", "addcdiv", "addcmul", "clamp", "div", "lerp", "maximum", "minimum", "mul", "neg", "pow"}
@@ -108,105 +102,7 @@ _WITH_OUT = _ON_LISTS | {"ge", "gt", "le", "lt", "where"}
 
 
 def _is_known(node: Node) -> bool:
-    return _name(node) in _WITH_OUT or _name(node) in ("_to_copy", "zeros_like")
-
-
-def _simplify(graph: Graph, arrays: set[Node]) -> None:
-    """Drop copies, put arrays before numbers, and let one operation do what two did."""
-    for node in list(graph.nodes):
-        if node not in arrays or node.op != "call_function":
-            continue
-        if _name(node) == "clone":
-            node.replace_all_uses_with(node.args[0])
-            arrays.discard(node)
-        elif _name(node) in ("add", "mul") and node.args[0] not in arrays:
-            node.args = node.args[::-1]
-        if _name(node) == "add" and node.kwargs.get("alpha", 1) == 1:
-            _fuse_sum(node, arrays)
-
-
-def _without_floors(graph: Graph, arrays: set[Node]) -> dict[Node, float]:
-    """Drop the floor of roots √max(x, tiny) to which an ε is added, or whose x = y + ε.
-
-    Gives the least ε for which that is the same to the last bit, with x and y not negative.
-    """
-    least: dict[Node, float] = {}
-    for root in [node for node in graph.nodes if node in arrays and _name(node) == "sqrt"]:
-        floor: Any = root.args[0]
-        info = torch.finfo(_dtype(root))
-        if _name(floor) != "clamp" or floor.args[1:] != (info.tiny,):
-            continue
-        shifts = [_shift(user, arrays) for user in root.users]
-        if (inner := _shift(floor.args[0], arrays)) is not None:
-            least[inner] = max(info.tiny, least.get(inner, 0.0))
-        elif len(shifts) == 1 and shifts[0] is not None:
-            least[shifts[0]] = 2 * math.sqrt(info.tiny) / info.eps
-        else:
-            continue
-        root.args = (floor.args[0],)
-    return least
-
-
-def _shift(node: Any, arrays: set[Node]) -> Node | None:
-    """The number ε where the node is x + ε of an array x."""
-    if _name(node) == "add" and not node.kwargs and isinstance(node.args[1], Node) and node.args[1] not in arrays:
-        return node.args[1]
-    return None
-
-
-def _fuse_sum(node: Node, arrays: set[Node]) -> None:
-    """Of d a + (1 - d) y make lerp, of x + y² addcmul, of x + s (y / z) addcdiv, and of x + s y a sum with a factor."""
-    args: Any = node.args
-    first, second = args
-    for x, other in ((first, second), (second, first)):
-        if x in arrays and _is_square(other):
-            node.target, node.args = torch.ops.aten.addcmul.default, (x, other.args[0], other.args[0])
-            return
-        factor, y = _scaled(other, arrays)
-        if y is None or x not in arrays:
-            continue
-        decay, average = _scaled(x, arrays)
-        if average is not None and _is_complement(factor, decay):
-            node.target, node.args = torch.ops.aten.lerp.Tensor, (average, y, factor)
-        elif _name(y) == "div" and len(y.users) == 1 and {*y.args} <= arrays:
-            numerator, denominator = y.args
-            number, array = _scaled(numerator, arrays)
-            if array is not None:
-                factor, numerator = _product(factor, number, node), array
-            node.target, node.args = torch.ops.aten.addcdiv.default, (x, numerator, denominator)
-            node.kwargs = {"value": factor}
-        else:
-            node.args, node.kwargs = (x, y), {"alpha": factor}
-        return
-
-
-def _is_square(node: Any) -> bool:
-    """Whether the node is the square of an array, and used once."""
-    return _name(node) == "pow" and bool(node.args[1] == 2) and len(node.users) == 1
-
-
-def _scaled(node: Any, arrays: set[Node]) -> tuple[Any, Any]:
-    """(s, y) where the node is s y of a number and an array, and used once."""
-    if _name(node) == "mul" and len(node.users) == 1:
-        a, b = node.args
-        if b in arrays and a not in arrays:
-            return a, b
-        if a in arrays and b not in arrays:
-            return b, a
-    return None, None
-
-
-def _product(a: Node, b: Node, before: Node) -> Node:
-    """The product of two numbers."""
-    with before.graph.inserting_before(before):
-        made = before.graph.call_function(torch.ops.aten.mul.Tensor, (a, b))
-    made.meta["val"] = torch.empty((), dtype=torch.promote_types(_dtype(a), _dtype(b)))
-    return made
-
-
-def _is_complement(factor: Any, decay: Any) -> bool:
-    """Whether the factor is 1 - decay."""
-    return _name(factor) == "rsub" and tuple(factor.args) == (decay, 1)
+    return name_of(node) in _WITH_OUT or name_of(node) in ("_to_copy", "zeros_like")
 
 
 def _in_place(
@@ -225,12 +121,12 @@ def _in_place(
     new |= {node: rooms[place] for node, place in places.items()}
     for node in operations:
         args, kwargs = map_arg((node.args, _options(node)), new.__getitem__)
-        if _name(node) == "zeros_like":
+        if name_of(node) == "zeros_like":
             made.call_method("zero_", (new[node],))
-        elif _name(node) == "_to_copy":
+        elif name_of(node) == "_to_copy":
             made.call_method("copy_", (new[node], *args))
         else:
-            made.call_function(getattr(torch, _name(node)), args, {**kwargs, "out": new[node]})
+            made.call_function(getattr(torch, name_of(node)), args, {**kwargs, "out": new[node]})
     for slot, node in zip(_written(row), outputs):
         if places[node] != slot:
             made.call_method("copy_", (rooms[slot], new[node]))
@@ -245,7 +141,7 @@ def _options(node: Node) -> dict[str, Any]:
 def _knows_lists(node: Node) -> bool:
     """Whether torch has the operation for lists of tensors."""
     lists = [isinstance(arg, Node) and arg.meta["val"].ndim > 0 for arg in node.args]
-    return _name(node) in _ON_LISTS and lists[0] and (_name(node) != "clamp" or len(node.args) == 2)
+    return name_of(node) in _ON_LISTS and lists[0] and (name_of(node) != "clamp" or len(node.args) == 2)
 
 
 def _on_lists(
@@ -262,7 +158,7 @@ def _on_lists(
     new |= dict(zip(row, columns))
     for node in operations:
         first: Any = node.args[0]
-        name = "_foreach_clamp_min" if _name(node) == "clamp" else f"_foreach_{_name(node)}"
+        name = "_foreach_clamp_min" if name_of(node) == "clamp" else f"_foreach_{name_of(node)}"
         args, kwargs = map_arg((node.args, _options(node)), new.__getitem__)
         if places[node] == places[first]:
             made.call_function(getattr(torch, name + "_"), args, kwargs)
@@ -290,11 +186,11 @@ def _places(
     last = {n: i for i, node in enumerate(operations) for n in node.all_input_nodes}
     last |= {node: len(operations) for node in outputs}
     slots = dict(zip(reversed(outputs), reversed(_written(row))))
-    dtypes = [_dtype(node) for node in row]
+    dtypes = [dtype_of(node) for node in row]
     free = [i for i in _written(row) if row[i] not in last]
     for i, node in enumerate(operations):
         free += [places[n] for n in node.all_input_nodes if last[n] == i and places.get(n, GRADIENT) != GRADIENT]
-        dtype = _dtype(node)
+        dtype = dtype_of(node)
         fitting = [place for place in free if dtypes[place] == dtype]
         place = slots.get(node, GRADIENT)
         if place not in free:
@@ -370,11 +266,11 @@ def _in_python(
     new = {node: made.placeholder(node.name) for node in inputs}
     for node in operations:
         args, kwargs = map_arg((node.args, node.kwargs), new.__getitem__)
-        new[node] = made.call_function(_IN_PYTHON[_name(node)], args, kwargs)
-        if _dtype(node) == torch.float32:
+        new[node] = made.call_function(_IN_PYTHON[name_of(node)], args, kwargs)
+        if dtype_of(node) == torch.float32:
             new[node] = made.call_function(_float32, (new[node],))
     scalars = [new[node] for node in outputs]
     for node in whole & {*needed}:
-        new[node] = made.call_function(torch.tensor, (new[node],), {"dtype": _dtype(node)})
+        new[node] = made.call_function(torch.tensor, (new[node],), {"dtype": dtype_of(node)})
     made.output((scalars, [new[node] for node in needed]))
     return GraphModule(torch.nn.Module(), made).forward
