@@ -33,7 +33,7 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def increment(count: Tensor) -> Tensor:
     """`count + 1`, staying at the largest value of its integer dtype instead of wrapping to a negative number."""
-    return torch.where(count < torch.iinfo(count.dtype).max, count + 1, count)
+    return count + (count < torch.iinfo(count.dtype).max)
 
 
 def realise(scalar: Tensor) -> Tensor:

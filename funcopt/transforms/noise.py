@@ -41,7 +41,7 @@ def add_noise(eta: float | Tensor, gamma: float | Tensor, key: Tensor | int = 0)
         next_key, key = random.split(state.rng_key).unbind(0)
         keys = iter(random.split(key, len(tree.leaves(updates))))
         noise = tree.map(lambda g: random.normal(next(keys), g.shape, g.dtype), updates)
-        updates = tree.map_rule(lambda g, z: g + deviation * z, updates, reads=(noise,))
+        updates = tree.map_rule(lambda g, z: g + deviation * z, updates, reads=(noise,), elementwise=True)
         return updates, AddNoiseState(count, next_key.clone())
 
     return GradientTransformation(init, update, "leafwise")
