@@ -21,22 +21,28 @@ BATCH = 2**17  # numbers of the leaves that are taken together: intermediate res
 _WIDE = (torch.float32, torch.float64)
 
 
-def apply_rule(rule: Rule, columns: Columns, outputs: int, *, elementwise: bool) -> list[list[Any]]:
+def apply_rule(rule: Rule, columns: Columns, outputs: int, *, elementwise: bool) -> Columns:
     """What the rule makes of each row, as `outputs` columns: see `tree.map_rule`."""
     count = len(columns[0])
+    if not (elementwise and count > 1 and is_eager()):
+        return _apply_to_each(rule, columns, outputs)
     results: list[list[Any]] = [[None] * count for _ in range(outputs)]
-    alone = set(range(count))
-    if elementwise and count > 1 and is_eager():
-        for places in _batches(columns):
-            made = _apply_to_several(rule, _picked(columns, places), outputs)
-            if made is not None:
-                _put(results, places, made)
-                alone.difference_update(places)
-    for place in sorted(alone):
-        row = tuple(column[place] for column in columns)
-        for column, result in zip(results, _apply(rule, row, outputs)):
-            column[place] = result
+    for places in _batches(columns):
+        part = _picked(columns, places)
+        made = _apply_to_several(rule, part, outputs) if len(places) > 1 and _may_join(part) else None
+        made = _apply_to_each(rule, part, outputs) if made is None else made
+        if len(places) == count:
+            return made
+        for column, values in zip(results, made):
+            for place, value in zip(places, values):
+                column[place] = value
     return results
+
+
+def _picked(columns: Columns, places: Sequence[int]) -> Columns:
+    if len(places) == len(columns[0]):
+        return columns
+    return [[column[place] for place in places] for column in columns]
 
 
 def is_eager() -> bool:
@@ -53,76 +59,56 @@ def is_eager() -> bool:
     )
 
 
-def _picked(columns: Columns, places: Sequence[int]) -> Columns:
-    if len(places) == len(columns[0]):
-        return columns
-    return [[column[place] for place in places] for column in columns]
-
-
-def _put(results: list[list[Any]], places: Sequence[int], made: Columns) -> None:
-    for column, values in zip(results, made):
-        for place, value in zip(places, values):
-            column[place] = value
-
-
 # ---------------------------------------------------------------------------------------------- several rows at once
 
 
-def _batches(columns: Columns) -> Iterator[list[int]]:
-    """Places of rows that are taken together: two at least, of one kind, with at most `BATCH` numbers."""
-    for places in _places_by_kind(columns):
+def _batches(columns: Columns) -> Iterator[Sequence[int]]:
+    """The places of all rows, in batches of one kind and of at most `BATCH` numbers, or of a single row."""
+    for places in _by_kind(columns):
+        sizes = [leaf.numel() if isinstance(leaf, Tensor) else 0 for leaf in _picked(columns[:1], places)[0]]
+        if sum(sizes) <= BATCH:
+            yield places
+            continue
         batch: list[int] = []
         size = 0
-        for place in places:
-            numbers = columns[0][place].numel()
-            if size + numbers > BATCH:
-                if len(batch) > 1:
-                    yield batch
-                batch, size = [], 0
-            batch.append(place)
+        for place, numbers in zip(places, sizes):
             size += numbers
-        if len(batch) > 1:
-            yield batch
+            if size > BATCH and batch:
+                yield batch
+                batch, size = [], numbers
+            batch.append(place)
+        yield batch
 
 
-def _places_by_kind(columns: Columns) -> Iterator[list[int]]:
-    try:
-        kinds = list(zip(*[map(_facts_of_tensor, column) for column in columns]))
-    except AttributeError:  # a leaf is None, or something else that the rule reads
-        kinds = list(zip(*[map(_facts, column) for column in columns]))
-    places: dict[Hashable, list[int]] = {}
-    for place, kind in enumerate(kinds):
-        places.setdefault(kind, []).append(place)
-    tracked = torch.is_grad_enabled()
-    for kind, group in places.items():
-        if all(_may_join(facts, tracked) for facts in kind):
-            yield _with_axes(columns, group)
+_dtype, _shape = attrgetter("dtype"), attrgetter("shape")
 
 
-_facts_of_tensor = attrgetter("__class__", "dtype", "device", "layout", "requires_grad")
+def _by_kind(columns: Columns) -> Iterable[Sequence[int]]:
+    """The places of rows that agree in classes and dtypes, and in the numbers that the rule reads."""
+    count = len(columns[0])
+    if all(_TENSORS.issuperset({*map(type, column)}) and len({*map(_dtype, column)}) == 1 for column in columns):
+        return [range(count)]
+    kinds: dict[Hashable, list[int]] = {}
+    for place, row in enumerate(zip(*columns)):
+        kinds.setdefault(tuple(map(_kind, row)), []).append(place)
+    return kinds.values()
 
 
-def _facts(leaf: Any) -> Any:
+_TENSORS, _NUMBERS = frozenset(PLAIN), (bool, int, float)
+
+
+def _kind(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
-        return _facts_of_tensor(leaf)
-    return (type(leaf), leaf) if type(leaf) in (bool, int, float) else ()
+        return type(leaf), leaf.dtype
+    return type(leaf), leaf if type(leaf) in _NUMBERS else None
 
 
-def _may_join(facts: Any, tracked: bool) -> bool:
-    """Whether these are facts of a number, or of a plain tensor whose derivatives are not recorded."""
-    if len(facts) < 5:
-        return len(facts) > 0
-    kind, _, _, layout, requires_grad = facts
-    return kind in PLAIN and layout is torch.strided and not (tracked and requires_grad)
-
-
-def _with_axes(columns: Columns, places: list[int]) -> list[int]:
-    """The places of rows whose tensors have one number of axes, not 0: for 0, dtypes are promoted in another way."""
-    rows = _picked(columns, places)
-    axes = [list(map(Tensor.dim, column)) for column in rows if isinstance(column[0], Tensor)]
-    if 0 not in axes[0] and all(other == axes[0] for other in axes):
-        return places
-    return [place for place, row in zip(places, zip(*axes)) if row[0] and len(set(row)) == 1]
+def _may_join(columns: Columns) -> bool:
+    """Whether rows of one kind hold nothing but numbers, and plain tensors whose derivatives are not recorded."""
+    if not all(type(column[0]) in PLAIN or type(column[0]) in _NUMBERS for column in columns):
+        return False
+    tensors = [column for column in columns if isinstance(column[0], Tensor)]
+    return not (torch.is_grad_enabled() and any(leaf.requires_grad for column in tensors for leaf in column))
 
 
 def _apply_to_several(rule: Rule, columns: Columns, outputs: int) -> Columns | None:
@@ -141,15 +127,12 @@ def _widened(column: Sequence[Tensor]) -> Several:
     return Several(column if column[0].dtype in _WIDE else [widen(leaf) for leaf in column])
 
 
-_shape, _dtype = attrgetter("shape"), attrgetter("dtype")
-
-
 def _rounded(results: Sequence[Tensor], column: Sequence[Tensor]) -> Sequence[Tensor] | None:
     """The results in the dtype of what they replace; None where shapes do not agree."""
     if list(map(_shape, results)) != list(map(_shape, column)):
         return None
     dtype = column[0].dtype
-    return results if set(map(_dtype, results)) == {dtype} else [result.to(dtype) for result in results]
+    return results if {*map(_dtype, results)} == {dtype} else [result.to(dtype) for result in results]
 
 
 def _owned(results: Any, taken: set[int]) -> Sequence[Tensor]:
@@ -161,6 +144,11 @@ def _owned(results: Any, taken: set[int]) -> Sequence[Tensor]:
 
 
 # --------------------------------------------------------------------------------------------------------- one row
+
+
+def _apply_to_each(rule: Rule, columns: Columns, outputs: int) -> Columns:
+    results = [_apply(rule, row, outputs) for row in zip(*columns)]
+    return list(zip(*results)) if results else [()] * outputs
 
 
 def _apply(rule: Rule, row: Row, outputs: int) -> Row:

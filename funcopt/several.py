@@ -54,8 +54,10 @@ class Several:
     def __torch_function__(cls, operation: Operation, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return apply(operation, args, kwargs or {})
 
-    sqrt, square, clamp = _operator(torch.sqrt), _operator(torch.square), _operator(torch.clamp)  # the common ones
-    __add__, __radd__ = _operator(torch.add), _reflected(torch.add)
+    # The common ones at hand:
+    sqrt_, square, clamp = _operator(Tensor.sqrt_), _operator(torch.square), _operator(torch.clamp)
+    add, lerp = _operator(torch.add), _operator(torch.lerp)
+    __add__, __radd__ = add, _reflected(torch.add)
     __sub__, __rsub__ = _operator(torch.sub), _reflected(torch.sub)
     __mul__, __rmul__ = _operator(torch.mul), _reflected(torch.mul)
     __truediv__, __rtruediv__ = _operator(torch.div), _reflected(torch.div)
@@ -105,7 +107,7 @@ def _sequence(foreach: Operation, commutative: bool, by_tensor: bool) -> Operati
         if type(x) is not Several and commutative:
             x, y = y, x
         many, one = (x, y) if type(x) is Several else (y, x)
-        scalar = None if options else _scalar(one, many.tensors[0])
+        scalar = None if options else _scalar(one, many.tensors)
         if scalar is None:
             return None
         if many is x:
@@ -115,19 +117,27 @@ def _sequence(foreach: Operation, commutative: bool, by_tensor: bool) -> Operati
     return at_once
 
 
-def _scalar(value: Any, like: Tensor) -> Tensor | None:
-    """A number, or a 0-d tensor, in the dtype in which an operation with `like` uses it."""
-    if not like.is_floating_point():
+def _scalar(value: Any, tensors: Sequence[Tensor]) -> Tensor | None:
+    """A number, or a 0-d tensor, in the dtype in which an operation with the tensors uses it."""
+    dtype = tensors[0].dtype
+    if not dtype.is_floating_point:
         return None
     if isinstance(value, (int, float)):
-        return torch.full((), value, dtype=like.dtype)
+        return torch.full((), value, dtype=dtype)
     if value.ndim or value.is_complex() or value.requires_grad:
         return None
-    return value if value.dtype == like.dtype else value.to(like.dtype)
+    if value.dtype == dtype:
+        return value
+    return None if 0 in map(Tensor.dim, tensors) else value.to(dtype)  # two 0-d tensors meet in the wider dtype
 
 
 def _unary(foreach: Operation) -> Operation:
     return lambda x, **options: None if options or not x.tensors[0].is_floating_point() else foreach(x.tensors)
+
+
+def _sqrt_in_place(x: Several) -> Any:
+    torch._foreach_sqrt_(x.tensors)
+    return x.tensors
 
 
 def _square(x: Several) -> Any:
@@ -156,6 +166,7 @@ _AT_ONCE: dict[str, Operation] = {
     "neg": _unary(torch._foreach_neg),
     "abs": _unary(torch._foreach_abs),
     "sqrt": _unary(torch._foreach_sqrt),
+    "sqrt_": _sqrt_in_place,
     "clone": _unary(torch._foreach_clone),
     "square": _square,
     "lerp": _lerp,

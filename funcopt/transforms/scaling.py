@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_within
-from funcopt.numerics import increment, realise, root_mean_square, safe_divide
+from funcopt.numerics import filled_like, increment, realise, root_mean_square, safe_divide
 from funcopt.transform import (
     GradientTransformation,
     Params,
@@ -86,7 +86,7 @@ def scale_by_learning_rate(
         current = value_at(rate, state.count)
         factor = sign * current
         updates = tree.map_rule(lambda g: factor * g, updates, elementwise=True)
-        last_rate = (torch.zeros_like(state.last_rate) + current).to(state.last_rate.dtype)
+        last_rate = filled_like(state.last_rate, current)
         return updates, ScaleByLearningRateState(increment(state.count), last_rate)
 
     return GradientTransformation(init, update)
