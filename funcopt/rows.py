@@ -1,6 +1,8 @@
 """Rows: the tensors that belong to one leaf, side by side. A rule is applied to one row, or to several at once."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Any
 
@@ -63,28 +65,27 @@ def is_eager() -> bool:
 
 
 def _batches(columns: Columns) -> Iterator[Sequence[int]]:
-    """The places of all rows, in batches of one kind and of at most `BATCH` numbers, or of a single row."""
+    """The places of rows that are taken together: of one kind, and of at most `BATCH` numbers, or a single row."""
     for places in _by_kind(columns):
-        sizes = [leaf.numel() if isinstance(leaf, Tensor) else 0 for leaf in _picked(columns[:1], places)[0]]
-        if sum(sizes) <= BATCH:
-            yield places
-            continue
-        batch: list[int] = []
-        size = 0
-        for place, numbers in zip(places, sizes):
-            size += numbers
-            if size > BATCH and batch:
-                yield batch
-                batch, size = [], numbers
-            batch.append(place)
-        yield batch
+        sizes = list(map(_numbers, _picked(columns[:1], places)[0]))
+        ends = list(accumulate(sizes))
+        start = 0
+        while start < len(ends):
+            reached = ends[start] - sizes[start]
+            end = max(start + 1, bisect_right(ends, reached + BATCH))
+            yield places[start:end]
+            start = end
 
 
-_dtype, _shape = attrgetter("dtype"), attrgetter("shape")
+def _numbers(leaf: Any) -> int:
+    return leaf.numel() if isinstance(leaf, Tensor) else 0
+
+
+_dtype = attrgetter("dtype")
 
 
 def _by_kind(columns: Columns) -> Iterable[Sequence[int]]:
-    """The places of rows that agree in classes and dtypes, and in the numbers that the rule reads."""
+    """The places of rows that agree in dtypes, and in the numbers that the rule reads."""
     count = len(columns[0])
     if all(_TENSORS.issuperset({*map(type, column)}) and len({*map(_dtype, column)}) == 1 for column in columns):
         return [range(count)]
@@ -116,10 +117,10 @@ def _apply_to_several(rule: Rule, columns: Columns, outputs: int) -> Columns | N
     try:
         made = rule(*[_widened(column) if isinstance(column[0], Tensor) else column[0] for column in columns])
         results = [value.tensors for value in ((made,) if outputs == 1 else made)]
-    except ZeroDivisionError:  # row by row it succeeds, or tells which leaves do not belong together
+    except Exception:  # row by row it succeeds, or tells which leaves do not belong together
         return None
     rounded = [_rounded(result, column) for result, column in zip(results, columns)]
-    taken = {id(leaf) for column in columns for leaf in column}
+    taken = {*map(id, chain.from_iterable(columns))}
     return None if is_among(None, rounded) else [_owned(result, taken) for result in rounded]
 
 
@@ -129,16 +130,16 @@ def _widened(column: Sequence[Tensor]) -> Several:
 
 def _rounded(results: Sequence[Tensor], column: Sequence[Tensor]) -> Sequence[Tensor] | None:
     """The results in the dtype of what they replace; None where shapes do not agree."""
-    if list(map(_shape, results)) != list(map(_shape, column)):
+    if not all(map(Tensor.is_same_size, results, column)):
         return None
     dtype = column[0].dtype
     return results if {*map(_dtype, results)} == {dtype} else [result.to(dtype) for result in results]
 
 
 def _owned(results: Any, taken: set[int]) -> Sequence[Tensor]:
-    """The results, and copies of those that are `taken`; after that these are."""
+    """The results, or copies of them if one is `taken`; after that these are."""
     if not taken.isdisjoint(map(id, results)):
-        results = [result.clone() if id(result) in taken else result for result in results]
+        results = torch._foreach_clone(results)
     taken.update(map(id, results))
     return results
 

@@ -41,6 +41,9 @@ class Several:
     def dtype(self) -> torch.dtype:
         return self.tensors[0].dtype
 
+    def is_complex(self) -> bool:
+        return self.dtype.is_complex
+
     def __getattr__(self, name: str) -> Any:
         operation = getattr(Tensor, name)
         if callable(operation):
@@ -102,6 +105,8 @@ def _sequence(foreach: Operation, commutative: bool, by_tensor: bool) -> Operati
     """An operation of two arguments; `by_tensor` where foreach takes a 0-d tensor as the second of them."""
 
     def at_once(x: Any, y: Any, **options: Any) -> Any:
+        if options.keys() - {"alpha"}:
+            return None
         if type(x) is Several and type(y) is Several:
             return foreach(x.tensors, y.tensors, **options)
         if type(x) is not Several and commutative:
