@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any
 
@@ -30,21 +30,25 @@ def apply_rule(rule: Rule, columns: Columns, outputs: int, *, elementwise: bool)
         return _apply_to_each(rule, columns, outputs)
     results: list[list[Any]] = [[None] * count for _ in range(outputs)]
     for places in _batches(columns):
-        part = _picked(columns, places)
+        part = [_picked(column, places) for column in columns]
         made = _apply_to_several(rule, part, outputs) if len(places) > 1 and _may_join(part) else None
-        made = _apply_to_each(rule, part, outputs) if made is None else made
-        if len(places) == count:
-            return made
-        for column, values in zip(results, made):
-            for place, value in zip(places, values):
-                column[place] = value
+        for column, values in zip(results, _apply_to_each(rule, part, outputs) if made is None else made):
+            _put(column, places, values)
     return results
 
 
-def _picked(columns: Columns, places: Sequence[int]) -> Columns:
-    if len(places) == len(columns[0]):
-        return columns
-    return [[column[place] for place in places] for column in columns]
+def _picked(column: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:
+    if isinstance(places, range):
+        return column[places.start : places.stop]
+    return [column[place] for place in places]
+
+
+def _put(column: list[Any], places: Sequence[int], values: Sequence[Any]) -> None:
+    if isinstance(places, range):
+        column[places.start : places.stop] = values
+        return
+    for place, value in zip(places, values):
+        column[place] = value
 
 
 def is_eager() -> bool:
@@ -67,7 +71,7 @@ def is_eager() -> bool:
 def _batches(columns: Columns) -> Iterator[Sequence[int]]:
     """The places of rows that are taken together: of one kind, and of at most `BATCH` numbers, or a single row."""
     for places in _by_kind(columns):
-        sizes = list(map(_numbers, _picked(columns[:1], places)[0]))
+        sizes = [leaf.numel() if isinstance(leaf, Tensor) else 0 for leaf in _picked(columns[0], places)]
         ends = list(accumulate(sizes))
         start = 0
         while start < len(ends):
@@ -75,10 +79,6 @@ def _batches(columns: Columns) -> Iterator[Sequence[int]]:
             end = max(start + 1, bisect_right(ends, reached + BATCH))
             yield places[start:end]
             start = end
-
-
-def _numbers(leaf: Any) -> int:
-    return leaf.numel() if isinstance(leaf, Tensor) else 0
 
 
 _dtype = attrgetter("dtype")
@@ -112,36 +112,30 @@ def _may_join(columns: Columns) -> bool:
     return not (torch.is_grad_enabled() and any(leaf.requires_grad for column in tensors for leaf in column))
 
 
-def _apply_to_several(rule: Rule, columns: Columns, outputs: int) -> Columns | None:
+def _apply_to_several(rule: Rule, columns: Columns, outputs: int) -> list[Any] | None:
     """The results as columns; None where the rule is to be applied row by row, as its author did not foresee this."""
+    given = [_widened(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
     try:
-        made = rule(*[_widened(column) if isinstance(column[0], Tensor) else column[0] for column in columns])
-        results = [value.tensors for value in ((made,) if outputs == 1 else made)]
+        made = rule(*given)
+        made = (made,) if outputs == 1 else made
+        results = [_rounded(value.tensors, column) for value, column in zip(made, columns)]
     except Exception:  # row by row it succeeds, or tells which leaves do not belong together
         return None
-    rounded = [_rounded(result, column) for result, column in zip(results, columns)]
-    taken = {*map(id, chain.from_iterable(columns))}
-    return None if is_among(None, rounded) else [_owned(result, taken) for result in rounded]
+    for i, value in enumerate(made):  # what operations make is new
+        if is_among(value, given) or is_among(value, made[:i]):
+            results[i] = torch._foreach_clone(results[i])
+    return results
 
 
 def _widened(column: Sequence[Tensor]) -> Several:
     return Several(column if column[0].dtype in _WIDE else [widen(leaf) for leaf in column])
 
 
-def _rounded(results: Sequence[Tensor], column: Sequence[Tensor]) -> Sequence[Tensor] | None:
-    """The results in the dtype of what they replace; None where shapes do not agree."""
+def _rounded(results: Any, column: Sequence[Tensor]) -> Any:
     if not all(map(Tensor.is_same_size, results, column)):
-        return None
+        raise ValueError("tree: a result must have the shape of the leaf that it replaces.")
     dtype = column[0].dtype
     return results if {*map(_dtype, results)} == {dtype} else [result.to(dtype) for result in results]
-
-
-def _owned(results: Any, taken: set[int]) -> Sequence[Tensor]:
-    """The results, or copies of them if one is `taken`; after that these are."""
-    if not taken.isdisjoint(map(id, results)):
-        results = torch._foreach_clone(results)
-    taken.update(map(id, results))
-    return results
 
 
 # --------------------------------------------------------------------------------------------------------- one row

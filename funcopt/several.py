@@ -35,10 +35,10 @@ class Several:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tensors
+        self.tensors: Any = tensors
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Any:
         return self.tensors[0].dtype
 
     def is_complex(self) -> bool:
@@ -48,7 +48,7 @@ class Several:
         operation = getattr(Tensor, name)
         if callable(operation):
             return lambda *args, **kwargs: apply(operation, (self, *args), kwargs)
-        return _together(name, [getattr(tensor, name) for tensor in self.tensors])
+        return _together(name, [getattr(tensor, name) for tensor in self.tensors], [self])
 
     def __bool__(self) -> bool:
         raise TypeError("tree: an elementwise rule selects by torch.where; it cannot ask whether a tensor is true.")
@@ -67,7 +67,7 @@ class Several:
     __pow__, __rpow__ = _operator(torch.pow), _reflected(torch.pow)
     __neg__, __abs__, __invert__ = _operator(torch.neg), _operator(torch.abs), _operator(torch.bitwise_not)
     __and__, __or__, __xor__ = (_operator(op) for op in (torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor))
-    __eq__, __ne__ = _operator(torch.eq), _operator(torch.ne)  # type: ignore[assignment]
+    __eq__, __ne__ = _operator(torch.eq), _operator(torch.ne)
     __lt__, __le__, __gt__, __ge__ = (_operator(op) for op in (torch.lt, torch.le, torch.gt, torch.ge))
 
 
@@ -83,19 +83,25 @@ def apply(operation: Operation, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         operation(*[_at(arg, i) for arg in args], **{name: _at(arg, i) for name, arg in kwargs.items()})
         for i in range(count)
     ]
-    return _together(operation.__name__, each)
+    return _together(operation.__name__, each, [arg for arg in args if type(arg) is Several])
 
 
 def _at(arg: Any, i: int) -> Any:
     return arg.tensors[i] if type(arg) is Several else arg
 
 
-def _together(name: str, values: list[Any]) -> Any:
-    if values and all(isinstance(value, Tensor) for value in values):
-        return Several(values)
-    if not values or any(value != values[0] for value in values):
-        raise TypeError(f"tree: a rule that is declared elementwise uses {name!r}, which differs between leaves.")
-    return values[0]
+def _together(name: str, values: list[Any], given: Sequence[Several]) -> Any:
+    """`Several` of the values, with no tensor of what was given, unless it is that; or the one value that they have."""
+    if not values or not all(isinstance(value, Tensor) for value in values):
+        if not values or any(value != values[0] for value in values):
+            raise TypeError(f"tree: a rule that is declared elementwise uses {name!r}, which differs between leaves.")
+        return values[0]
+    for several in given:
+        same = [value is tensor for value, tensor in zip(values, several.tensors)]
+        if all(same):
+            return several
+        values = [value.clone() if copied else value for value, copied in zip(values, same)]
+    return Several(values)
 
 
 # ------------------------------------------------------------------------------- what torch does in one call, or None
@@ -122,7 +128,7 @@ def _sequence(foreach: Operation, commutative: bool, by_tensor: bool) -> Operati
     return at_once
 
 
-def _scalar(value: Any, tensors: Sequence[Tensor]) -> Tensor | None:
+def _scalar(value: Any, tensors: Sequence[Tensor]) -> Any:
     """A number, or a 0-d tensor, in the dtype in which an operation with the tensors uses it."""
     dtype = tensors[0].dtype
     if not dtype.is_floating_point:

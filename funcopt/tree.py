@@ -182,17 +182,15 @@ def add(tree: Tree, other: Tree) -> Tree:
     """`tree + other`, added in the promoted dtype and rounded to that of `tree`; where `other` is None, a copy."""
     columns, rebuild = _side_by_side(tree, (tree, other))
     (sums,) = apply_rule(torch.add, columns, 1, elementwise=True)
-    return rebuild([_or_copy(total, leaf) for total, leaf in zip(sums, columns[0])])
-
-
-def _or_copy(result: Tensor | None, leaf: Tensor | None) -> Tensor | None:
-    return leaf.clone() if result is None and leaf is not None else result
+    if is_among(None, sums):
+        sums = [leaf.clone() if total is None and leaf is not None else total for total, leaf in zip(sums, columns[0])]
+    return rebuild(sums)
 
 
 _LEAVES = frozenset((*PLAIN, type(None)))
 
 
-def _side_by_side(like: Tree, trees: Iterable[Tree]) -> tuple[list[list[Any]], Callable[[list[Any]], Tree]]:
+def _side_by_side(like: Tree, trees: Iterable[Tree]) -> tuple[list[list[Any]], Callable[[Any], Tree]]:
     """The leaves of trees in the order of `like`, and the function that makes such a tree of as many leaves."""
     # A dict of tensors by hand: torch's own walk takes several times as long.
     flat = type(like) is dict and _LEAVES.issuperset({type(leaf) for leaf in like.values()})

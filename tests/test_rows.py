@@ -110,15 +110,16 @@ def test_results_are_leaves_with_memory_of_their_own():
     updates, first, second = tree.map_rule(
         lambda g, m, n: (g, m, m), LEAVES, states, [leaf.clone() for leaf in LEAVES], elementwise=True
     )
-    results = [*updates, *first, *second]
+    third = tree.map_rule(lambda g, m: (total := g + m, total), LEAVES, states, elementwise=True)
+    results = [*updates, *first, *second, *third[0], *third[1]]
     storages = {tensor.untyped_storage().data_ptr() for tensor in (*LEAVES, *states, *results)}
-    assert len(storages) == 2 * 4 + 3 * 4
+    assert len(storages) == 2 * 4 + 5 * 4
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in results)
 
 
 def test_a_scalar_keeps_0d_leaves_in_their_own_arithmetic():
     factor = torch.tensor(0.1, dtype=torch.float64)
-    leaves = [torch.tensor(0.3), torch.tensor([0.3]), torch.tensor([[0.7]])]
+    leaves = [*torch.linspace(0, 1, 50).unbind(), torch.tensor([0.3]), torch.tensor([[0.7]])]
     expected = [tree.map_rule(lambda g: factor * g, leaf) for leaf in leaves]
     assert_identical(tree.map_rule(lambda g: factor * g, leaves, elementwise=True), expected)
 
@@ -172,6 +173,7 @@ def test_transforms_of_functions_see_leaf_by_leaf(alone):
     found = vmap(update)(batched), grad(total)(draw(2)), update(draw(2))
     alone()
     assert_identical(found, (vmap(update)(batched), grad(total)(draw(2)), update(draw(2))))
+    assert vmap(lambda g: torch.tensor(number_of_calls([g, g + 1])))(torch.ones(1, 2)) == 2
     with torch.device("cpu"):  # a mode that sees every function of torch
         assert not rows.is_eager()
 
