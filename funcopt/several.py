@@ -41,7 +41,7 @@ class Several:
     def dtype(self) -> Any:
         return self.tensors[0].dtype
 
-    def is_complex(self) -> bool:
+    def is_complex(self) -> Any:
         return self.dtype.is_complex
 
     def __getattr__(self, name: str) -> Any:

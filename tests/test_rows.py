@@ -111,9 +111,10 @@ def test_results_are_leaves_with_memory_of_their_own():
         lambda g, m, n: (g, m, m), LEAVES, states, [leaf.clone() for leaf in LEAVES], elementwise=True
     )
     third = tree.map_rule(lambda g, m: (total := g + m, total), LEAVES, states, elementwise=True)
-    results = [*updates, *first, *second, *third[0], *third[1]]
+    fourth = tree.map_rule(lambda g, m: (g.contiguous(), m.to(g.dtype)), LEAVES, states, elementwise=True)
+    results = [*updates, *first, *second, *third[0], *third[1], *fourth[0], *fourth[1]]
     storages = {tensor.untyped_storage().data_ptr() for tensor in (*LEAVES, *states, *results)}
-    assert len(storages) == 2 * 4 + 5 * 4
+    assert len(storages) == 2 * 4 + 7 * 4
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in results)
 
 
@@ -169,13 +170,13 @@ def test_transforms_of_functions_see_leaf_by_leaf(alone):
     def total(grads):
         return sum(leaf.square().sum() for leaf in tree.leaves(update(grads)))
 
+    assert vmap(lambda g: torch.tensor(number_of_calls([g, g + 1])))(torch.ones(1, 2)) == 2
+    with torch.device("cpu"):  # a mode that sees every function of torch
+        assert not rows.is_eager()
     batched = tree.map(lambda *leaves: torch.stack(leaves), *[draw(seed) for seed in (2, 3)])
     found = vmap(update)(batched), grad(total)(draw(2)), update(draw(2))
     alone()
     assert_identical(found, (vmap(update)(batched), grad(total)(draw(2)), update(draw(2))))
-    assert vmap(lambda g: torch.tensor(number_of_calls([g, g + 1])))(torch.ones(1, 2)) == 2
-    with torch.device("cpu"):  # a mode that sees every function of torch
-        assert not rows.is_eager()
 
 
 def test_sums_keep_leaves_without_an_update():
