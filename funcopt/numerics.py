@@ -33,7 +33,7 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def increment(count: Tensor) -> Tensor:
     """`count + 1`, staying at the largest value of its integer dtype instead of wrapping to a negative number."""
-    return torch.where(count < torch.iinfo(count.dtype).max, count + 1, count)
+    return count + (count < torch.iinfo(count.dtype).max)
 
 
 def realise(scalar: Tensor) -> Tensor:
@@ -67,12 +67,19 @@ def ema(average: Tensor, value: Tensor, decay: float | Tensor) -> Tensor:
     """Exponential moving average: `decay * average + (1 - decay) * value`."""
     if isinstance(decay, Tensor) or average.dtype != value.dtype:
         return decay * average + (1 - decay) * value
-    return torch.lerp(average, value, 1 - decay)  # the same in one pass
+    return average.lerp(value, 1 - decay)  # the same in one pass
 
 
 def add_scaled(x: Tensor, scale: float | Tensor, y: Tensor) -> Tensor:
     """`x + scale * y`; in one pass where the scale is a number."""
-    return x + scale * y if isinstance(scale, Tensor) else torch.add(x, y, alpha=scale)
+    return x + scale * y if isinstance(scale, Tensor) else x.add(y, alpha=scale)
+
+
+def filled_like(x: Tensor, value: float | Tensor) -> Tensor:
+    """A tensor like `x` that holds a number, or a 0-d tensor, everywhere."""
+    if isinstance(value, Tensor):
+        return (torch.zeros_like(x) + value).to(x.dtype)
+    return torch.full_like(x, value)
 
 
 def times(number: float | Tensor, scalar: Tensor) -> float | Tensor:
@@ -101,7 +108,7 @@ def root(x: Tensor) -> Tensor:
 
     That is 1e-19 in float32, which any ε in use absorbs; and 0 / root(0) is 0. Half the passes of `safe_sqrt`.
     """
-    return x.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+    return x.clamp(min=torch.finfo(x.dtype).tiny).sqrt_()
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -328,10 +328,12 @@ def stateless_with_tree_map(
     `update` got no params.
     """
 
+    alone = coupling == "elementwise"
+
     def on_tree(updates: Updates, params: Params | None) -> Updates:
         if params is None:
-            return tree.map_rule(lambda update: f(update, None), updates)
-        return tree.map_rule(f, updates, reads=(params,))
+            return tree.map_rule(lambda update: f(update, None), updates, elementwise=alone)
+        return tree.map_rule(f, updates, reads=(params,), elementwise=alone)
 
     made = stateless(on_tree, coupling)
     return replace(made, call=Call(stateless_with_tree_map, (f,), {}, guarded=False))
@@ -342,14 +344,7 @@ def apply_updates(params: Params, updates: Updates) -> Params:
 
     Where the parameter or the update is `None`, the parameter is kept. The result shares no memory with `params`.
     """
-    first, structure = tree.flatten(params)
-
-    def apply(param: Tensor | None, update: Tensor | None) -> Tensor | None:
-        if param is None or update is None:
-            return None if param is None else param.clone()
-        return (param + update).to(param.dtype)
-
-    return tree.unflatten([apply(*row) for row in zip(first, tree.leaves_up_to(structure, updates))], structure)
+    return tree.add(params, updates)
 
 
 def incremental_update(new_tensors: Params, old_tensors: Params, step_size: float | Tensor) -> Params:

@@ -19,6 +19,7 @@ from funcopt.paths import (
     get_all_with_path as get_all_with_path,
     set as set,
 )
+from funcopt.rows import PLAIN, apply_rule, apply_to_row, is_among, widen
 from funcopt.stacks import STACKED, are_stacks, batched
 
 Tree: TypeAlias = Any
@@ -162,12 +163,13 @@ def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
     `tree` may be a prefix of the others: `fn` then receives their subtrees.
     """
-    first, structure = flatten(tree)
-    columns = [first, *(leaves_up_to(structure, other) for other in rest)]
-    return unflatten([None if _any_absent(row) else fn(*row) for row in zip(*columns)], structure)
+    columns, _, rebuild = _side_by_side(tree, (tree, *rest))
+    return rebuild([None if is_among(None, row) else fn(*row) for row in zip(*columns)])
 
 
-def map_rule(rule: Callable[..., Any], updates: Tree, *states: Tree, reads: tuple[Tree, ...] = ()) -> Any:
+def map_rule(
+    rule: Callable[..., Any], updates: Tree, *states: Tree, reads: tuple[Tree, ...] = (), elementwise: bool = False
+) -> Any:
     """Apply the update rule of one tensor to every leaf.
 
     `rule(update, *state_leaves, *read_leaves)` returns the new update, or, when there are state trees, the new update
@@ -177,38 +179,49 @@ def map_rule(rule: Callable[..., Any], updates: Tree, *states: Tree, reads: tupl
     - where a leaf is `None`, the update is `None` and the state is kept;
     - no result shares its tensor with an argument or with another result;
     - of stacked leaves it sees one, batched over all: see `map_leafwise`.
+
+    `elementwise=True` promises that the rule is a function of the numbers alone: no shape is read, nothing is drawn or
+    counted. In eager mode it is then called once for many leaves, with the same results.
     """
     outputs = 1 + len(states)
-    structure = flatten(states[0] if states else updates)[1]
-    columns = [leaves_up_to(structure, tree) for tree in (updates, *states, *reads)]
-    rows = [
-        _apply_to_stack(rule, row, outputs) if stack else _apply_rule(rule, row, outputs)
-        for stack, row in zip(are_stacks(structure), zip(*columns))
-    ]
-    results = tuple(unflatten([row[i] for row in rows], structure) for i in range(outputs))
-    return results if states else results[0]
-
-
-def _apply_rule(rule: Callable[..., Any], row: tuple[Any, ...], outputs: int) -> tuple[Any, ...]:
-    if _any_absent(row):
-        return (None, *(leaf if leaf is None else leaf.clone() for leaf in row[1:outputs]))
-    results = rule(*[_widen(leaf) for leaf in row])
-    results = (results,) if outputs == 1 else results
-    owned: list[Tensor] = []
-    for result, replaced in zip(results, row):
-        if result.shape != replaced.shape:
-            shapes = [tuple(leaf.shape) for leaf in row if isinstance(leaf, Tensor)]
-            raise ValueError(f"tree: the leaves that belong together have the shapes {shapes}.")
-        result = result if result.dtype == replaced.dtype else result.to(replaced.dtype)
-        owned.append(result.clone() if _is_among(result, row) or _is_among(result, owned) else result)
-    return tuple(owned)
+    columns, stacks, rebuild = _side_by_side(states[0] if states else updates, (updates, *states, *reads))
+    if any(stacks):
+        applied = [_apply_to_stack if stack else apply_to_row for stack in stacks]
+        results: Sequence[Any] = list(zip(*[apply(rule, row, outputs) for apply, row in zip(applied, zip(*columns))]))
+    else:
+        results = apply_rule(rule, columns, outputs, elementwise=elementwise)
+    trees = tuple(rebuild(column) for column in results)
+    return trees if states else trees[0]
 
 
 def _apply_to_stack(rule: Callable[..., Any], row: tuple[Any, ...], outputs: int) -> tuple[Any, ...]:
-    if _any_absent(row):
-        return _apply_rule(rule, row, outputs)
-    results: tuple[Any, ...] = batched(lambda *slices: _apply_rule(rule, slices, outputs), row)
+    if is_among(None, row):
+        return apply_to_row(rule, row, outputs)
+    results: tuple[Any, ...] = batched(lambda *slices: apply_to_row(rule, slices, outputs), row)
     return results
+
+
+def add(tree: Tree, other: Tree) -> Tree:
+    """`tree + other`, added in the promoted dtype and rounded to that of `tree`; where `other` is None, a copy."""
+    columns, _, rebuild = _side_by_side(tree, (tree, other))
+    (sums,) = apply_rule(torch.add, columns, 1, elementwise=True)
+    if is_among(None, sums):
+        sums = [leaf.clone() if total is None and leaf is not None else total for total, leaf in zip(sums, columns[0])]
+    return rebuild(sums)
+
+
+_LEAVES = frozenset((*PLAIN, type(None)))
+
+
+def _side_by_side(like: Tree, trees: Iterable[Tree]) -> tuple[list[list[Any]], Sequence[bool], Callable[[Any], Tree]]:
+    """The leaves of trees in the order of `like`, which of them are stacks, and what makes such a tree of leaves."""
+    # A dict of tensors by hand: torch's own walk takes several times as long.
+    flat = type(like) is dict and _LEAVES.issuperset({type(leaf) for leaf in like.values()})
+    if flat and all(type(tree) is dict and tree.keys() == like.keys() for tree in trees):
+        return [[tree[key] for key in like] for tree in trees], (), lambda leaves: dict(zip(like, leaves))
+    structure = flatten(like)[1]
+    columns = [leaves_up_to(structure, tree) for tree in trees]
+    return columns, are_stacks(structure), lambda leaves: unflatten(leaves, structure)
 
 
 def map_leafwise(fn: Callable[..., Tensor], tree: Tree, *rest: Tree) -> Tree:
@@ -216,39 +229,21 @@ def map_leafwise(fn: Callable[..., Tensor], tree: Tree, *rest: Tree) -> Tree:
 
     Of leaves that `pack` has stacked, `fn` sees one, and is batched over the stack by `torch.vmap`.
     """
-    first, structure = flatten(tree)
-    columns = [first, *(leaves_up_to(structure, other) for other in rest)]
-    results = [
-        None if _any_absent(row) else batched(fn, row) if stack else fn(*row)
-        for stack, row in zip(are_stacks(structure), zip(*columns))
-    ]
-    return unflatten(results, structure)
+    columns, stacks, rebuild = _side_by_side(tree, (tree, *rest))
+    if not any(stacks):
+        return rebuild([None if is_among(None, row) else fn(*row) for row in zip(*columns)])
+    return rebuild(
+        [
+            None if is_among(None, row) else batched(fn, row) if stack else fn(*row)
+            for stack, row in zip(stacks, zip(*columns))
+        ]
+    )
 
 
 def one_of_each(tree: Tree) -> list[Any]:
     """The leaves of `tree`, `None` included, and of each stack the first."""
     leaves, structure = flatten(tree)
     return [leaf[0] if stack and leaf is not None else leaf for stack, leaf in zip(are_stacks(structure), leaves)]
-
-
-def _is_among(value: Any, others: Iterable[Any]) -> bool:
-    for other in others:  # noqa: SIM110 (`in` compares by value, and `any` takes twice the time)
-        if value is other:
-            return True
-    return False
-
-
-def _any_absent(row: tuple[Any, ...]) -> bool:
-    return _is_among(None, row)
-
-
-_WIDE = (torch.float32, torch.float64)
-
-
-def _widen(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.dtype in _WIDE:
-        return leaf
-    return leaf.to(numerics.compute_dtype(leaf.dtype))
 
 
 class MaskedNode(NamedTuple):
@@ -376,5 +371,5 @@ def global_norm(tree: Tree) -> Tensor:
 
     Its derivative at a tree of zeros is 0.
     """
-    squares = [numerics.abs_square(_widen(leaf)).sum() for leaf in leaves(tree)]
+    squares = [numerics.abs_square(widen(leaf)).sum() for leaf in leaves(tree)]
     return numerics.safe_sqrt(sum(squares[1:], squares[0])) if squares else torch.zeros(())

@@ -34,7 +34,7 @@ def scale_by_adadelta(rho: float | Tensor = 0.9, eps: float | Tensor = 1e-6) -> 
     def update(
         updates: Updates, state: ScaleByAdaDeltaState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByAdaDeltaState]:
-        updates, e_g, e_x = tree.map_rule(rule, updates, state.e_g, state.e_x)
+        updates, e_g, e_x = tree.map_rule(rule, updates, state.e_g, state.e_x, elementwise=True)
         return updates, ScaleByAdaDeltaState(e_g, e_x)
 
     return GradientTransformation(init, update)

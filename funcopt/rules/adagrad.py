@@ -32,7 +32,7 @@ def scale_by_rss(
     def update(
         updates: Updates, state: ScaleByRssState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByRssState]:
-        updates, total = tree.map_rule(rule, updates, state.sum_of_squares)
+        updates, total = tree.map_rule(rule, updates, state.sum_of_squares, elementwise=True)
         return updates, ScaleByRssState(total)
 
     return GradientTransformation(init, update)

@@ -58,7 +58,8 @@ def scale_by_adam(
         count = increment(state.count)
         c1, c2 = bias_correction(b1, count), bias_correction(b2, count)
         # Numerator and denominator times √c₂, which leaves ν as it is: one pass less over the leaves.
-        of_mu, shift_of_nu, floor = realise(c2.sqrt() / c1), times(eps_root, c2), times(eps, c2.sqrt())
+        root_c2 = c2.sqrt()
+        of_mu, shift_of_nu, floor = realise(root_c2 / c1), times(eps_root, c2), times(eps, root_c2)
         if nesterov:
             of_g, of_mu = realise((1 - b1) * of_mu), realise(b1 * c2.sqrt() / bias_correction(b1, increment(count)))
 
@@ -67,7 +68,7 @@ def scale_by_adam(
             mean = of_mu * mu + of_g * g if nesterov else of_mu * mu
             return mean / (root(shift(nu, shift_of_nu)) + floor), mu, nu
 
-        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu)
+        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu, elementwise=True)
         return updates, ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)

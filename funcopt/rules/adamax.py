@@ -50,7 +50,7 @@ def scale_by_adamax(
             positive = nu.clamp(min=torch.finfo(nu.dtype).tiny)  # 0 / 0 is 0 without ε
             return mu / c1 / positive, mu, nu
 
-        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu)
+        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu, elementwise=True)
         return updates, ScaleByAdamaxState(count, mu, nu)
 
     return GradientTransformation(init, update)

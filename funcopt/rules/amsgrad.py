@@ -56,7 +56,7 @@ def scale_by_amsgrad(
             largest = inverse_c2 * nu_max if raw else nu_max
             return inverse_c1 * mu / (root(shift(largest, eps_root)) + eps), mu, nu, nu_max
 
-        updates, mu, nu, nu_max = tree.map_rule(rule, updates, state.mu, state.nu, state.nu_max)
+        updates, mu, nu, nu_max = tree.map_rule(rule, updates, state.mu, state.nu, state.nu_max, elementwise=True)
         return updates, ScaleByAmsgradState(count, mu, nu, nu_max)
 
     return GradientTransformation(init, update)

@@ -66,13 +66,13 @@ def asgd(
         updates: Updates, state: ASGDState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ASGDState]:
         params = require_params(params, "asgd")
-        updates = tree.map_rule(lambda g, p: -state.eta * (g + lambd * p), updates, reads=(params,))
+        updates = tree.map_rule(lambda g, p: -state.eta * (g + lambd * p), updates, reads=(params,), elementwise=True)
         moved = apply_updates(params, updates)
 
         def average(u: Tensor, ax: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
             return u, torch.lerp(ax, p, state.mu.to(ax.dtype))
 
-        updates, ax = tree.map_rule(average, updates, state.ax, reads=(moved,))
+        updates, ax = tree.map_rule(average, updates, state.ax, reads=(moved,), elementwise=True)
         count = increment(state.count)
         eta, mu = _next_weights(count, value_at(learning_rate, count))
         return updates, ASGDState(count, eta.to(state.eta.dtype), mu.to(state.mu.dtype), ax)

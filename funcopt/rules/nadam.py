@@ -64,7 +64,7 @@ def scale_by_nadam(
             mu, nu = ema(mu, g, b1), ema(nu, abs_square(g), b2)
             return (of_gradient * g + of_mean * mu) / (root(nu / c2) + eps), mu, nu
 
-        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu)
+        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu, elementwise=True)
         return updates, ScaleByNadamState(count, product, mu, nu)
 
     return GradientTransformation(init, update)

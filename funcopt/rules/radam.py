@@ -65,7 +65,7 @@ def scale_by_radam(
             square = nu if raw else nu / c2
             return torch.where(tractable, factor * mean / (root(shift(square, eps_root)) + eps), mean), mu, nu
 
-        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu)
+        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu, elementwise=True)
         return updates, ScaleByRadamState(count, mu, nu)
 
     return GradientTransformation(init, update)

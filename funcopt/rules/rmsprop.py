@@ -46,7 +46,7 @@ def scale_by_rms(
             nu = ema(nu, abs_square(g), decay)
             return g / _root(nu if inverse is None else inverse * nu, eps, eps_in_sqrt), nu
 
-        updates, nu = tree.map_rule(rule, updates, state.nu)
+        updates, nu = tree.map_rule(rule, updates, state.nu, elementwise=True)
         return updates, ScaleByRmsState(count, nu)
 
     return GradientTransformation(init, update)
@@ -89,7 +89,7 @@ def scale_by_stddev(
             mean, square = (mu, nu) if inverse is None else (inverse * mu, inverse * nu)
             return g / _root((square - abs_square(mean)).clamp(min=0), eps, eps_in_sqrt), mu, nu
 
-        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu)
+        updates, mu, nu = tree.map_rule(rule, updates, state.mu, state.nu, elementwise=True)
         return updates, ScaleByRStdDevState(count, mu, nu)
 
     return GradientTransformation(init, update)

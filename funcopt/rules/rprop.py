@@ -45,7 +45,7 @@ def scale_by_rprop(
     def update(
         updates: Updates, state: ScaleByRpropState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByRpropState]:
-        updates, prev, step_size = tree.map_rule(rule, updates, state.prev, state.step_size)
+        updates, prev, step_size = tree.map_rule(rule, updates, state.prev, state.step_size, elementwise=True)
         return updates, ScaleByRpropState(prev, step_size)
 
     return GradientTransformation(init, update)

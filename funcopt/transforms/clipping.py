@@ -75,7 +75,7 @@ def clip_by_global_norm(max_norm: float | Tensor) -> GradientTransformation:
         norm = tree.global_norm(updates)
         small = norm < max_norm
         factor = realise(torch.where(small, 1.0, safe_divide(max_norm * torch.ones_like(norm), norm)))
-        updates = tree.map_rule(lambda g: factor * g, updates)
+        updates = tree.map_rule(lambda g: factor * g, updates, elementwise=True)
         return updates, ClipByGlobalNormState(norm.to(state.norm.dtype), (~small).to(state.clipped.dtype))
 
     return GradientTransformation(init, update, "treewise")

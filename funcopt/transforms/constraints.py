@@ -35,7 +35,9 @@ def keep_params_nonnegative() -> GradientTransformation:
         return torch.where(p + g < 0, -p, g)
 
     def project(updates: Updates, params: Params | None) -> Updates:
-        return tree.map_rule(rule, updates, reads=(require_params(params, "keep_params_nonnegative"),))
+        return tree.map_rule(
+            rule, updates, reads=(require_params(params, "keep_params_nonnegative"),), elementwise=True
+        )
 
     return stateless(project, "elementwise")
 
@@ -66,7 +68,7 @@ def keep_params_in(projection: Callable[[Params], Params]) -> GradientTransforma
         params = require_params(params, "keep_params_in")
         # In the precision of the rule: rounded to bfloat16, p + g would be p for all small steps.
         target = tree.map(lambda g, p: _widened(p) + _widened(g), updates, params)
-        return tree.map_rule(lambda g, q, p: q - p, updates, reads=(projection(target), params))
+        return tree.map_rule(lambda g, q, p: q - p, updates, reads=(projection(target), params), elementwise=True)
 
     return stateless(project, "treewise")
 

@@ -43,7 +43,7 @@ def trace(
     def update(
         updates: Updates, state: TraceState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, TraceState]:
-        updates, sums = tree.map_rule(rule, updates, state.trace)
+        updates, sums = tree.map_rule(rule, updates, state.trace, elementwise=True)
         return updates, TraceState(sums)
 
     return GradientTransformation(init, update)
@@ -79,7 +79,7 @@ def ema(
             m = numerics.ema(m, g, decay)
             return (m / collected if debias else m), m
 
-        updates, averages = tree.map_rule(rule, updates, state.ema)
+        updates, averages = tree.map_rule(rule, updates, state.ema, elementwise=True)
         return updates, EmaState(count, averages)
 
     return GradientTransformation(init, update)

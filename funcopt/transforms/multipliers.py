@@ -37,7 +37,7 @@ def scale_by_path(multipliers: PerLeaf) -> GradientTransformation:
     ) -> tuple[Updates, EmptyState]:
         structure = tree.flatten(updates if params is None else params)[1]
         factors = tree.unflatten(factors_of(params, updates), structure)
-        return tree.map_rule(lambda g, factor: factor * g, updates, reads=(factors,)), state
+        return tree.map_rule(lambda g, factor: factor * g, updates, reads=(factors,), elementwise=True), state
 
     return GradientTransformation(init, update)
 

@@ -42,7 +42,7 @@ def add_noise(eta: float | Tensor, gamma: float | Tensor, key: Tensor | int = 0)
         next_key, key = random.split(state.rng_key).unbind(0)
         keys = random.split(key, len(tree.leaves(unpack(updates))))
         noise = tree.map_leafwise(lambda g, i: random.normal(keys[i], g.shape, g.dtype), updates, numbered(updates))
-        updates = tree.map_rule(lambda g, z: g + deviation * z, updates, reads=(noise,))
+        updates = tree.map_rule(lambda g, z: g + deviation * z, updates, reads=(noise,), elementwise=True)
         return updates, AddNoiseState(count, next_key.clone())
 
     return GradientTransformation(init, update, "leafwise")

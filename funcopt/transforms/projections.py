@@ -67,7 +67,9 @@ def _clamp(function: str, x: tree.Tree, lower: tree.Tree, upper: tree.Tree) -> t
         low, high = (torch.as_tensor(bound, dtype=leaf.dtype, device=leaf.device) for bound in (low, high))
         return torch.clamp(leaf, low, high)
 
-    return tree.map_rule(rule, x, reads=(_bound_of_each(lower, x, -math.inf), _bound_of_each(upper, x, math.inf)))
+    return tree.map_rule(
+        rule, x, reads=(_bound_of_each(lower, x, -math.inf), _bound_of_each(upper, x, math.inf)), elementwise=True
+    )
 
 
 def _bound_of_each(prefix: tree.Tree, x: tree.Tree, unbounded: float) -> tree.Tree:
@@ -101,7 +103,7 @@ def projection_simplex(x: tree.Tree, scale: float | Tensor = 1.0) -> tree.Tree:
     falling = vector.sort(descending=True).values
     ranks = torch.arange(1, vector.numel() + 1, dtype=vector.dtype, device=vector.device)
     threshold = realise(((falling.cumsum(0) - scale) / ranks).amax())
-    return tree.map_rule(lambda leaf: (leaf - threshold).clamp(min=0.0), x)
+    return tree.map_rule(lambda leaf: (leaf - threshold).clamp(min=0.0), x, elementwise=True)
 
 
 def projection_l1_sphere(x: tree.Tree, scale: float | Tensor = 1.0) -> tree.Tree:
@@ -113,7 +115,9 @@ def projection_l1_sphere(x: tree.Tree, scale: float | Tensor = 1.0) -> tree.Tree
     """
     check_within("projection_l1_sphere", "[0, inf)", scale=scale)
     sizes = projection_simplex(tree.map(torch.abs, _wide(x)), scale)
-    return tree.map_rule(lambda leaf, size: torch.where(leaf == 0, 1, torch.sgn(leaf)) * size, x, reads=(sizes,))
+    return tree.map_rule(
+        lambda leaf, size: torch.where(leaf == 0, 1, torch.sgn(leaf)) * size, x, reads=(sizes,), elementwise=True
+    )
 
 
 def projection_l1_ball(x: tree.Tree, scale: float | Tensor = 1.0) -> tree.Tree:
@@ -135,7 +139,7 @@ def projection_l2_sphere(x: tree.Tree, scale: float | Tensor = 1.0) -> tree.Tree
     factor = realise(safe_divide(scale * torch.ones_like(norm), norm))
     size = sum(leaf.numel() for leaf in tree.leaves(x))
     middle = scale / math.sqrt(max(size, 1))
-    return tree.map_rule(lambda leaf: torch.where(norm == 0, middle, factor * leaf), x)
+    return tree.map_rule(lambda leaf: torch.where(norm == 0, middle, factor * leaf), x, elementwise=True)
 
 
 def projection_l2_ball(x: tree.Tree, scale: float | Tensor = 1.0) -> tree.Tree:
@@ -143,7 +147,7 @@ def projection_l2_ball(x: tree.Tree, scale: float | Tensor = 1.0) -> tree.Tree:
     check_within("projection_l2_ball", "[0, inf)", scale=scale)
     norm = tree.global_norm(x)
     factor = realise(torch.where(norm > scale, safe_divide(scale * torch.ones_like(norm), norm), 1.0))
-    return tree.map_rule(lambda leaf: factor * leaf, x)
+    return tree.map_rule(lambda leaf: factor * leaf, x, elementwise=True)
 
 
 def projection_vector(x: tree.Tree, a: tree.Tree) -> tree.Tree:
@@ -154,7 +158,7 @@ def projection_vector(x: tree.Tree, a: tree.Tree) -> tree.Tree:
     """
     product, square = _products("projection_vector", x, a)
     factor = realise(safe_divide(product, square))
-    return tree.map_rule(lambda leaf, normal: factor * normal, x, reads=(a,))
+    return tree.map_rule(lambda leaf, normal: factor * normal, x, reads=(a,), elementwise=True)
 
 
 def projection_hyperplane(x: tree.Tree, a: tree.Tree, b: float | Tensor) -> tree.Tree:
@@ -165,7 +169,7 @@ def projection_hyperplane(x: tree.Tree, a: tree.Tree, b: float | Tensor) -> tree
     """
     product, square = _products("projection_hyperplane", x, a)
     factor = realise(safe_divide(b - product, square))
-    return tree.map_rule(lambda leaf, normal: leaf + factor * normal, x, reads=(a,))
+    return tree.map_rule(lambda leaf, normal: leaf + factor * normal, x, reads=(a,), elementwise=True)
 
 
 def projection_halfspace(x: tree.Tree, a: tree.Tree, b: float | Tensor) -> tree.Tree:
@@ -176,7 +180,7 @@ def projection_halfspace(x: tree.Tree, a: tree.Tree, b: float | Tensor) -> tree.
     """
     product, square = _products("projection_halfspace", x, a)
     factor = realise(safe_divide(b - product, square).clamp(max=0.0))
-    return tree.map_rule(lambda leaf, normal: leaf + factor * normal, x, reads=(a,))
+    return tree.map_rule(lambda leaf, normal: leaf + factor * normal, x, reads=(a,), elementwise=True)
 
 
 def _products(function: str, x: tree.Tree, a: tree.Tree) -> tuple[Tensor, Tensor]:

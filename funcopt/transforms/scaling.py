@@ -7,7 +7,7 @@ from torch import Tensor
 
 from funcopt import tree
 from funcopt.checks import check_within
-from funcopt.numerics import increment, realise, root_mean_square, safe_divide
+from funcopt.numerics import filled_like, increment, realise, root_mean_square, safe_divide
 from funcopt.transform import (
     GradientTransformation,
     Params,
@@ -46,7 +46,7 @@ def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
         updates: Updates, state: ScaleByScheduleState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByScheduleState]:
         factor = value_at(step_size_fn, state.count)
-        updates = tree.map_rule(lambda g: factor * g, updates)
+        updates = tree.map_rule(lambda g: factor * g, updates, elementwise=True)
         return updates, ScaleByScheduleState(increment(state.count))
 
     return GradientTransformation(init, update)
@@ -85,8 +85,8 @@ def scale_by_learning_rate(
     ) -> tuple[Updates, ScaleByLearningRateState]:
         current = value_at(rate, state.count)
         factor = sign * current
-        updates = tree.map_rule(lambda g: factor * g, updates)
-        last_rate = (torch.zeros_like(state.last_rate) + current).to(state.last_rate.dtype)
+        updates = tree.map_rule(lambda g: factor * g, updates, elementwise=True)
+        last_rate = filled_like(state.last_rate, current)
         return updates, ScaleByLearningRateState(increment(state.count), last_rate)
 
     return GradientTransformation(init, update)
@@ -130,7 +130,7 @@ def normalize_by_update_norm(scale_factor: float | Tensor = 1.0, eps: float | Te
     def normalize(updates: Updates, params: Params | None) -> Updates:
         norm = tree.global_norm(updates)
         factor = realise(safe_divide(scale_factor * torch.ones_like(norm), norm + eps))
-        return tree.map_rule(lambda g: factor * g, updates)
+        return tree.map_rule(lambda g: factor * g, updates, elementwise=True)
 
     return stateless(normalize)
 

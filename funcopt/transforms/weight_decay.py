@@ -47,9 +47,11 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None 
     def decayed(updates: Updates, params: Params, count: Tensor) -> Updates:
         rate = value_at(weight_decay, count)
         if mask is None:
-            return tree.map_rule(lambda g, p: add_scaled(g, rate, p), updates, reads=(params,))
+            return tree.map_rule(lambda g, p: add_scaled(g, rate, p), updates, reads=(params,), elementwise=True)
         chosen = resolve_mask(mask, params, "add_decayed_weights")
-        return tree.map_rule(lambda g, p, keep: add_scaled(g, rate, p) if keep else g, updates, reads=(params, chosen))
+        return tree.map_rule(
+            lambda g, p, keep: add_scaled(g, rate, p) if keep else g, updates, reads=(params, chosen), elementwise=True
+        )
 
     def update(
         updates: Updates, state: AddDecayedWeightsState, params: Params | None = None, **extra: Any

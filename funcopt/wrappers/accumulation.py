@@ -167,7 +167,7 @@ def _add(
         mean = total if divisor is None else total / divisor
         return mean, torch.zeros_like(total) if take is True else torch.where(take, 0, total)
 
-    collected: tuple[Updates, tree.Tree] = tree.map_rule(rule, updates, sums)
+    collected: tuple[Updates, tree.Tree] = tree.map_rule(rule, updates, sums, elementwise=True)
     return collected
 
 
@@ -219,7 +219,7 @@ def apply_every(k: int = 1) -> GradientTransformation:
             total = total + g
             return torch.where(emit, total, 0), torch.where(emit, 0, total)
 
-        updates, sums = tree.map_rule(rule, updates, state.grad_acc)
+        updates, sums = tree.map_rule(rule, updates, state.grad_acc, elementwise=True)
         return updates, ApplyEveryState(torch.where(emit, 0, count), sums)
 
     return GradientTransformation(init, update)

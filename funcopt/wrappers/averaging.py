@@ -79,7 +79,7 @@ def lookahead(
                 torch.where(sync, slow + slow_step_size * ahead, slow),
             )
 
-        updates, slow_params = tree.map_rule(rule, updates, state.slow_params, reads=(params,))
+        updates, slow_params = tree.map_rule(rule, updates, state.slow_params, reads=(params,), elementwise=True)
         if reset_state:
             fast_state = restart(sync, fast_optimizer, fast_state, apply_updates(params, updates), updates)
         return updates, LookaheadState(fast_state, (state.steps_since_sync + 1) % sync_period, slow_params)
@@ -144,7 +144,9 @@ def ema_params(inner: GradientTransformation, decay: ScalarOrSchedule, debias: b
         def rule(u: Tensor, average: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
             return u, torch.lerp(average, moved, weight.to(average.dtype))
 
-        updates, average = tree.map_rule(rule, updates, state.average, reads=(apply_updates(params, updates),))
+        updates, average = tree.map_rule(
+            rule, updates, state.average, reads=(apply_updates(params, updates),), elementwise=True
+        )
         collected = collected.to(state.collected.dtype)
         return updates, EmaParamsState(increment(state.count), collected, average, inner_state)
 
@@ -198,7 +200,9 @@ def swa(inner: GradientTransformation, start_step: int, every: int = 1) -> Gradi
             mean = torch.lerp(average, moved, weight.to(average.dtype))
             return u, torch.where(due | ~begun, mean, average)
 
-        updates, average = tree.map_rule(rule, updates, state.average, reads=(apply_updates(params, updates),))
+        updates, average = tree.map_rule(
+            rule, updates, state.average, reads=(apply_updates(params, updates),), elementwise=True
+        )
         n_averaged = torch.where(due, increment(state.n_averaged), state.n_averaged)
         return updates, SwaState(increment(state.count), n_averaged, average, inner_state)
 

@@ -88,7 +88,7 @@ def mechanize(
             x0 = torch.where(first, p, x0)  # not those of init: weights may have been loaded since
             return back * (x0 - p) + scale * w, x0  # x₀ - Σs (Δ - w) - p, without the cancellation
 
-        steps, x0 = tree.map_rule(rule, steps, state.x0, reads=(params,))
+        steps, x0 = tree.map_rule(rule, steps, state.x0, reads=(params,), elementwise=True)
         return steps, MechanicState(base_optimizer_state, increment(state.count), r, m, v, s, x0)
 
     return GradientTransformation(init, update, "treewise")

@@ -97,7 +97,7 @@ def reduce_on_plateau(
         state = state._replace(count=count, avg_value=avg_value)
         state = tree.where(count == accumulation_size, evaluate(state), state)
         scale = realise(state.scale)
-        return tree.map_rule(lambda g: scale * g, updates), state
+        return tree.map_rule(lambda g: scale * g, updates, elementwise=True), state
 
     return GradientTransformation(init, update)
 

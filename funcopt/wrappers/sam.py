@@ -88,7 +88,7 @@ def _transparent(
             moved = cache + u
             return torch.where(last, moved - p, -up), torch.where(last, moved, cache)
 
-        updates, cache = tree.map_rule(rule, step, state.cache, reads=(ascent, params))
+        updates, cache = tree.map_rule(rule, step, state.cache, reads=(ascent, params), elementwise=True)
         adv_state = tree.where(last, state.adv_state, adv_state)
         if reset_state:
             adv_state = restart(last, adv_optimizer, adv_state, params, updates)

@@ -45,7 +45,7 @@ class ScheduleFreeState(NamedTuple):
         def rule(param: Tensor, z: Tensor) -> Tensor:
             return param + (factor - 1) * (param - z)
 
-        return tree.map_rule(rule, tree.mask_like(params, self.z), reads=(self.z,))
+        return tree.map_rule(rule, tree.mask_like(params, self.z), reads=(self.z,), elementwise=True)
 
 
 @factory
@@ -103,7 +103,7 @@ def schedule_free(
             step = u if moved.dtype == wide.dtype else moved.to(wide.dtype) - z  # what z moves by once it is rounded
             return c * (z - y) + ahead * step, moved  # x is eliminated, and nothing divided by β
 
-        updates, z = tree.map_rule(rule, updates, state.z, reads=(params,))
+        updates, z = tree.map_rule(rule, updates, state.z, reads=(params,), elementwise=True)
         return updates, ScheduleFreeState(
             b1=(torch.zeros_like(state.b1) + b1).to(state.b1.dtype),
             weight_sum=weight_sum.to(state.weight_sum.dtype),

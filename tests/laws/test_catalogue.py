@@ -12,7 +12,8 @@ from tests.catalogue import ELSEWHERE, ENTRIES, SCHEDULES
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = (
-    ("numerics", "checks", "paths", "stacks"),
+    ("numerics", "checks", "paths", "several", "stacks"),
+    ("rows",),
     ("tree", "random"),
     ("calls", "ownership", "pack"),
     ("transform",),
