@@ -165,6 +165,15 @@ def gather(values: tree.Tree, layout: Layout, *, copy: bool = True) -> Packed:
     Without `copy`, a leaf that lies alone is itself the buffer.
     """
     parts: list[list[Tensor]] = [[] for _ in layout.names]
+    for place, leaf in placed_leaves(values, layout):
+        if not isinstance(leaf, tree.MaskedNode):
+            parts[place.buffer].append(leaf)
+    return Packed(tuple(_join(part, sizes, copy) for part, sizes in zip(parts, layout.sizes)), layout)
+
+
+def placed_leaves(values: tree.Tree, layout: Layout) -> list[tuple[Place, Any]]:
+    """The leaves of a tree that have a place in a layout, with it; each must have the shape, or be masked out."""
+    found = []
     for path, place, leaf in zip(layout.paths, layout.places, tree.leaves_up_to(layout.structure, values)):
         if place is None:
             continue
@@ -172,12 +181,10 @@ def gather(values: tree.Tree, layout: Layout, *, copy: bool = True) -> Packed:
             raise ValueError(
                 f"pack: the leaf {path!r} is None, but it has a place in a buffer; give zeros, or pack it out."
             )
-        if isinstance(leaf, tree.MaskedNode):
-            continue
-        if tuple(leaf.shape) != place.shape:
+        if not isinstance(leaf, tree.MaskedNode) and tuple(leaf.shape) != place.shape:
             raise ValueError(f"pack: the leaf {path!r} must have the shape {place.shape}, got {tuple(leaf.shape)}.")
-        parts[place.buffer].append(leaf)
-    return Packed(tuple(_join(part, sizes, copy) for part, sizes in zip(parts, layout.sizes)), layout)
+        found.append((place, leaf))
+    return found
 
 
 def _join(leaves: list[Tensor], sizes: tuple[int, ...] | None, copy: bool) -> Tensor | tree.MaskedNode:
