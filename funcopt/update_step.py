@@ -62,9 +62,9 @@ def compile_update(
     return _CompiledUpdate(transformation, labels, alone, in_place, options)
 
 
-def _constant_floats() -> AbstractContextManager[Any]:
-    """While compiling for any size: hyperparameters are not sizes, and stay constants."""
-    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(specialize_float=True)
+def _constant_numbers() -> AbstractContextManager[Any]:
+    """While compiling for any size: the numbers of a rule are no sizes, and stay constants."""
+    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(specialize_float=True, specialize_int=True)
     return patch
 
 
@@ -100,7 +100,7 @@ class _CompiledUpdate:
         """One step with all checks, and a note of what runs it again without them."""
         gradients = [_flat(gradient) for gradient in gradients] if home.works_by_blocks else gradients
         bound = []
-        with contextlib.nullcontext() if home.is_settled else _constant_floats():
+        with contextlib.nullcontext() if home.is_settled else _constant_numbers():
             for block in home.blocks:
                 one_size = block.buffers is None or home.is_shared(block.buffers[0])
                 step = self.for_one_size if one_size else self.for_any_size

@@ -100,8 +100,8 @@ def test_graphs_do_not_grow_with_the_leaves(copies):
     transformation = fo.adamw(0.1)
     step = fo.compile_update(transformation, alone=28, backend=backend)
     step(params, transformation.init(params), tree.clone(params))
-    assert len(graphs) == 2
-    assert sum(graphs) < 160
+    assert len(graphs) <= 3, "small leaves, large ones by fours, and those that are left over"
+    assert sum(graphs) < 500
 
 
 def test_large_leaves_stay_and_small_ones_come_back_as_views():
