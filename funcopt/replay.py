@@ -255,7 +255,7 @@ def are_apart(leaves: list[Tensor]) -> bool:
 
 def storage_starts(leaves: list[Tensor]) -> list[int]:
     """The addresses of the storages of the leaves that have elements."""
-    return [leaf.data_ptr() - leaf.storage_offset() * leaf.itemsize for leaf in leaves if leaf.numel()]
+    return [leaf.data_ptr() - int(leaf.storage_offset()) * leaf.itemsize for leaf in leaves if leaf.numel()]
 
 
 def like(leaves: list[Tensor]) -> Callable[[list[Tensor]], bool]:

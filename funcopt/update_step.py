@@ -223,7 +223,7 @@ class _Home:
             for number, (members, buffer, scratch) in enumerate(zip(self.members, self.packed.buffers, self.scratch))
         ]
         parts = [
-            iter(() if scratch is None else scratch.split([leaves[i].numel() for i in members]))
+            iter(() if scratch is None else torch.split(scratch, [leaves[i].numel() for i in members]))
             for members, scratch in zip(self.members, self.scratch)
         ]
         places = _places(self.layout)
