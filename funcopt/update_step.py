@@ -1,8 +1,8 @@
 """One compiled step of an optimizer on a tree of separate leaves, however many they are.
 
 Small leaves are gathered into few buffers outside of the compiled code, and live there from the first step on. Large
-ones stay where they are, and one kernel for any size serves them one after the other. So nothing that is compiled
-grows with the leaves.
+ones stay where they are, and two graphs for any size serve them: one leaf, or four of one size, in a call. So nothing
+that is compiled grows with the leaves.
 """
 
 import contextlib
