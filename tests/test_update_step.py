@@ -174,7 +174,7 @@ def test_in_place(clipped):
 
 
 MOMENTUM = fo.sgd(0.1, momentum=0.9)
-ALIKE = {"small": (3,), "other": (40,), "alike": [(6, 7)] * 6}
+ALIKE = {"small": (3,), "other": (40,), "alike": [(6, 7)] * 9}
 
 
 def by_turns(make_grads, optimizer, shapes=ALIKE, dtype=torch.float32, steps=4, between=lambda step, state: None):
@@ -258,7 +258,7 @@ def test_steps_run_again_without_the_checks_of_compile(monkeypatch):
     run = replay.Bound.__call__
     monkeypatch.setattr(replay.Bound, "__call__", lambda bound, free: calls.append(len(free)) or run(bound, free))
     step = by_turns(draw_grads, MOMENTUM)
-    assert len(calls) == 3 * 5, "the small leaves, one alone, four at a time, and two that are left over"
+    assert len(calls) == 3 * 5, "the small leaves, one alone, twice four at a time, and one that is left over"
     with torch.compiler.set_stance("force_eager"):
         step(*(step.home.params, step.home.state), draw_grads(0, None))
     assert len(calls) == 15
@@ -288,6 +288,27 @@ def test_a_step_allocates_nothing_of_the_size_of_a_leaf():
         step(*pair, grads)
     events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
     assert sum(event.nbytes() for event in events if event.nbytes() > 0) < size
+
+
+def test_a_wrong_shape_is_seen_at_every_step():
+    params = {"a": torch.ones(3)}
+    step, pair = compile_update(MOMENTUM, backend="eager")[0], (params, MOMENTUM.init(params))
+    for _ in range(2):
+        pair = step(*pair, {"a": torch.ones(3)})
+    with pytest.raises(ValueError, match=re.escape("must have the shape (3,), got (1,)")):
+        step(*pair, {"a": torch.ones(1)})
+
+
+def test_an_extra_argument_now_and_then():
+    def update(updates, state, params=None, *, factor=1.0, **extra):
+        return tree.map(lambda leaf: factor * leaf, updates), state
+
+    optimizer = fo.GradientTransformation(lambda params: (), update, coupling="elementwise")
+    params = {"a": torch.zeros(3)}
+    step, pair = compile_update(optimizer, backend="eager")[0], (params, ())
+    for extra in ({}, {}, {"factor": torch.tensor(5.0)}, {}):
+        pair = step(*pair, {"a": torch.ones(3)}, **extra)
+    assert pair[0]["a"].tolist() == [8, 8, 8]
 
 
 def test_no_leaves():
