@@ -60,11 +60,11 @@ def test_steps_in_a_loop(backend):
 
 
 def test_what_scan_refuses_by_itself():
-    """A leaf that is None, a part that is carried on unchanged, a result that is carried, a carry of stride 0."""
+    """A leaf that is None, a part that is carried on unchanged, a result that is carried or given, stride 0."""
 
     def step(params, state, batch):
         params = {"none": None, "w": params["w"] - state["rate"] * batch}
-        return params, {"rate": state["rate"], "count": state["count"] + 1}, params["w"]
+        return params, {"rate": state["rate"], "count": state["count"] + 1}, [params["w"], batch]
 
     start = {"none": None, "w": torch.ones(3)}, {"rate": torch.tensor(0.5), "count": torch.zeros(()).expand(3)}
     batches = torch.arange(6.0).reshape(2, 3)
