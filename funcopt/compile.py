@@ -47,6 +47,22 @@ def compile(
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in donated):
         raise TypeError(f"compile: donate_argnums must be ints, got donate_argnums={donate_argnums!r}.")
 
+    step = prepare(fn, donated, {"fullgraph": fullgraph, "dynamic": dynamic, **options})
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Result:
+        with torch.no_grad() if donated else contextlib.nullcontext():
+            result: Result = step(args, kwargs)
+            return result
+
+    return call
+
+
+def prepare(
+    fn: Callable[..., Result], donated: tuple[int, ...], settings: dict[str, Any]
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Result]:
+    """The compiled `fn` as a function of `args` and `kwargs`, to be called without gradient recording if it donates."""
+
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not donated:
             return fn(*args, **kwargs)
@@ -63,18 +79,10 @@ def compile(
             raise
 
     # All compiled functions share the code of `run`: without isolation they would share its limit of graphs, too.
-    settings = {"isolate_recompiles": True, "fullgraph": fullgraph, "dynamic": dynamic, **options}
+    settings = {"isolate_recompiles": True, **settings}
     recorder = replay.record(settings)
     compiled: Callable[..., Result] = torch.compile(run, **settings)
-    step = guarded if recorder is None else replay.Replaying(fn, guarded, recorder, donated)
-
-    @functools.wraps(fn)
-    def call(*args: Any, **kwargs: Any) -> Result:
-        with torch.no_grad() if donated else contextlib.nullcontext():
-            result: Result = step(args, kwargs)
-            return result
-
-    return call
+    return guarded if recorder is None else replay.Replaying(fn, guarded, recorder, donated)
 
 
 def _check_donated(args: tuple[Any, ...], donated: tuple[int, ...]) -> None:

@@ -180,6 +180,15 @@ def gather(values: tree.Tree, layout: Layout, *, copy: bool = True, any_shape: b
     Without `copy`, a leaf that lies alone is itself the buffer. With `any_shape`, leaves may be states in other shapes.
     """
     parts: list[list[Tensor]] = [[] for _ in layout.names]
+    for place, leaf in placed_leaves(values, layout, any_shape=any_shape):
+        if not isinstance(leaf, tree.MaskedNode):
+            parts[place.buffer].append(leaf)
+    return Packed(tuple(_join(part, layout, buffer, copy) for buffer, part in enumerate(parts)), layout)
+
+
+def placed_leaves(values: tree.Tree, layout: Layout, *, any_shape: bool = False) -> list[tuple[Place, Any]]:
+    """The leaves of a tree that have a place in a layout, with it; each must have its shape, or be masked out."""
+    found = []
     for path, place, leaf in zip(layout.paths, layout.places, tree.leaves_up_to(layout.structure, values)):
         if place is None:
             continue
@@ -187,12 +196,10 @@ def gather(values: tree.Tree, layout: Layout, *, copy: bool = True, any_shape: b
             raise ValueError(
                 f"pack: the leaf {path!r} is None, but it has a place in a buffer; give zeros, or pack it out."
             )
-        if isinstance(leaf, tree.MaskedNode):
-            continue
-        if tuple(leaf.shape) != place.shape and not any_shape:
+        if not (any_shape or isinstance(leaf, tree.MaskedNode)) and tuple(leaf.shape) != place.shape:
             raise ValueError(f"pack: the leaf {path!r} must have the shape {place.shape}, got {tuple(leaf.shape)}.")
-        parts[place.buffer].append(leaf)
-    return Packed(tuple(_join(part, layout, buffer, copy) for buffer, part in enumerate(parts)), layout)
+        found.append((place, leaf))
+    return found
 
 
 def _join(leaves: list[Tensor], layout: Layout, buffer: int, copy: bool) -> Tensor | tree.MaskedNode:

@@ -141,10 +141,28 @@ class Replaying:
         key: list[Any] = []
         if not outline((args, kwargs), leaves, key):
             return self.compiled(args, kwargs)
-        for replay in self.replays:
-            if replay.fits(key, leaves):
-                return replay(args, leaves)
-        return self._learn(args, kwargs, key, leaves)
+        replay = self._known(key, leaves)
+        return self._learn(args, kwargs, key, leaves) if replay is None else replay(args, leaves)
+
+    def _known(self, key: list[Any], leaves: list[Tensor]) -> "Replay | None":
+        return next((replay for replay in self.replays if replay.fits(key, leaves)), None)
+
+    def bind(self, args: tuple[Any, ...], free: list[Tensor]) -> "Bound | None":
+        """The run of a graph on these arguments, all of them the same tensors every time but those of `free`.
+
+        None if no graph is known for them, or if its result is not all in the arguments.
+        """
+        leaves: list[Tensor] = []
+        key: list[Any] = []
+        replay = self._known(key, leaves) if outline((args, {}), leaves, key) else None
+        if replay is None or any(part.argument is None and part.sources for part in replay.parts):
+            return None
+        inputs = replay.inputs_of(leaves)
+        numbers = {id(leaf): i for i, leaf in enumerate(free)}
+        places = [(at, numbers[id(leaf)]) for at, leaf in enumerate(inputs) if id(leaf) in numbers]
+        for at, _ in places:
+            inputs[at] = None
+        return Bound(replay, inputs, places)
 
     def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: list[Any], leaves: list[Tensor]) -> Any:
         runs = self.recorder.runs = []
@@ -164,14 +182,17 @@ class Replay:
 
     Attributes:
         key: the outline, without the leaves.
-        conditions: what else must hold as it did: the kinds of the leaves, torch's global state, what `fn` refers to.
+        are_alike: whether leaves are tensors like those that the graph was made for.
+        settings, pins: what else must hold as it did: torch's global state, and what `fn` refers to.
         apart: whether no two leaves may share memory, since some are written.
         inputs: what the graph takes: pairs of 1 and the number of a leaf, or of 0 and a size.
         parts: how the parts of the result are made.
     """
 
     key: list[Any]
-    conditions: Callable[[list[Tensor]], bool]
+    are_alike: Callable[[list[Tensor]], bool]
+    settings: "_Settings"
+    pins: list["Pin"]
     apart: bool
     call: Callable[..., Sequence[Any]]
     inputs: list[tuple[int, int]]
@@ -179,12 +200,37 @@ class Replay:
     several: bool
 
     def fits(self, key: list[Any], leaves: list[Tensor]) -> bool:
-        return key == self.key and self.conditions(leaves) and (not self.apart or are_apart(leaves))
+        alike = key == self.key and self.are_alike(leaves) and self.may_run()
+        return alike and (not self.apart or are_apart(leaves))
+
+    def may_run(self) -> bool:
+        """Whether all that is no argument is as it was."""
+        return self.settings.check() and all(pin.holds() for pin in self.pins)
+
+    def inputs_of(self, leaves: list[Tensor]) -> list[Any]:
+        return [leaves[at] if is_leaf else at for is_leaf, at in self.inputs]
 
     def __call__(self, args: tuple[Any, ...], leaves: list[Tensor]) -> Any:
-        outputs = self.call(*[leaves[at] if is_leaf else at for is_leaf, at in self.inputs])
+        outputs = self.call(*self.inputs_of(leaves))
         parts = [part.make(args, outputs, leaves) for part in self.parts]
         return tuple(parts) if self.several else parts[0]
+
+
+class Bound(NamedTuple):
+    """A replay whose inputs are known but for a few: `places` has their positions, and their numbers in `free`.
+
+    Whoever calls it sees to it that `replay.may_run()`, and that the free ones are like those it was bound with.
+    """
+
+    replay: Replay
+    inputs: list[Any]
+    places: list[tuple[int, int]]
+
+    def __call__(self, free: list[Tensor]) -> None:
+        inputs = self.inputs.copy()
+        for at, number in self.places:
+            inputs[at] = free[number]
+        self.replay.call(*inputs)
 
 
 class Part(NamedTuple):
@@ -203,8 +249,24 @@ class Part(NamedTuple):
 
 def are_apart(leaves: list[Tensor]) -> bool:
     """Whether no two leaves lie in the same storage."""
-    starts = [leaf.data_ptr() - leaf.storage_offset() * leaf.itemsize for leaf in leaves if leaf.numel()]
+    starts = storage_starts(leaves)
     return len(set(starts)) == len(starts)
+
+
+def storage_starts(leaves: list[Tensor]) -> list[int]:
+    """The addresses of the storages of the leaves that have elements."""
+    return [leaf.data_ptr() - int(leaf.storage_offset()) * leaf.itemsize for leaf in leaves if leaf.numel()]
+
+
+def like(leaves: list[Tensor]) -> Callable[[list[Tensor]], bool]:
+    """A check for tensors of the same types, dtypes, devices, shapes, strides ... as these; it holds none of them.
+
+    It is the one in C++ that Dynamo uses. With a release of torch that this has not been tested with, nothing is alike.
+    """
+    if not torch.__version__.startswith(_TESTED_WITH):
+        return lambda leaves: False
+    guards, number = _guards.TensorGuards(*leaves, dynamic_dims_sizes=None, dynamic_dims_strides=None), len(leaves)
+    return lambda leaves: len(leaves) == number and guards.check(*leaves)
 
 
 def learn(
@@ -223,17 +285,7 @@ def learn(
         return None
     inputs = [(0, leaf) if type(leaf) is int else (1, numbers[id(leaf)]) for leaf in run.inputs]
     found = [part for part in parts if part is not None]
-    return Replay(key, _conditions(leaves, pins), bool(donated), run.graph.call, inputs, found, several)
-
-
-def _conditions(leaves: list[Tensor], pins: list["Pin"]) -> Callable[[list[Tensor]], bool]:
-    # The same checks in C++ that Dynamo makes for tensors and for the global state.
-    tensors, state = _guards.TensorGuards(*leaves, dynamic_dims_sizes=None, dynamic_dims_strides=None), _Settings()
-
-    def hold(leaves: list[Tensor]) -> bool:
-        return tensors.check(*leaves) and state.check() and all(pin.holds() for pin in pins)
-
-    return hold
+    return Replay(key, like(leaves), _Settings(), pins, bool(donated), run.graph.call, inputs, found, several)
 
 
 class _Settings:

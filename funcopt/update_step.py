@@ -1,11 +1,12 @@
 """One compiled step of an optimizer on a tree of separate leaves, however many they are.
 
 Small leaves are gathered into few buffers outside of the compiled code, and live there from the first step on. Large
-ones stay where they are, and one kernel for any size serves them one after the other. So nothing that is compiled
-grows with the leaves.
+ones stay where they are, and two graphs for any size serve them: one leaf, or four of one size, in a call. So nothing
+that is compiled grows with the leaves.
 """
 
 import contextlib
+import functools
 import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 from funcopt import tree
-from funcopt.compile import compile
-from funcopt.pack import Layout, Packed, gather, plan, unpack
-from funcopt.replay import outline
+from funcopt.compile import prepare
+from funcopt.pack import Layout, Packed, Place, gather, placed_leaves, plan, unpack
+from funcopt.replay import Bound, Replaying, like, outline, storage_starts
 from funcopt.transform import GradientTransformation, Params, State, Updates, apply_updates, check_transformation
 
 Step = Callable[..., tuple[Params, State]]
@@ -62,9 +63,9 @@ def compile_update(
     return _CompiledUpdate(transformation, lambda params: plan(params, labels, alone, stack), in_place, options)
 
 
-def _constant_floats() -> AbstractContextManager[Any]:
-    """While compiling for any size: hyperparameters are not sizes, and stay constants."""
-    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(specialize_float=True)
+def _constant_numbers() -> AbstractContextManager[Any]:
+    """While compiling for any size: the numbers of a rule are no sizes, and stay constants."""
+    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(specialize_float=True, specialize_int=True)
     return patch
 
 
@@ -81,9 +82,9 @@ class _CompiledUpdate:
         self.in_place = in_place
         self.home: _Home | None = None
         # Each set of leaves has graphs of its own.
-        options = {"recompile_limit": 64, **options}
-        self.for_one_size = compile(_step_of(transformation), donate_argnums=(0, 1), **options)
-        self.for_any_size = compile(_step_of(transformation), donate_argnums=(0, 1), **{**options, "dynamic": True})
+        step, settings = _step_of(transformation), {"fullgraph": True, "recompile_limit": 64, **options}
+        self.for_one_size = prepare(step, (0, 1), {"dynamic": False, **settings})
+        self.for_any_size = prepare(step, (0, 1), {**settings, "dynamic": True})
 
     @torch.no_grad()
     def __call__(self, params: Params, state: State, grads: Updates, /, **extra: Any) -> tuple[Params, State]:
@@ -91,14 +92,28 @@ class _CompiledUpdate:
         gradients = home.gather_gradients(grads)
         if self.in_place:
             home.read_params()
-        with contextlib.nullcontext() if home.is_settled else _constant_floats():
-            for block in home.blocks:
-                step = self.for_one_size if block.buffer is None or home.is_shared(block.buffer) else self.for_any_size
-                step(block.params, block.state, home.gradients_for(block, gradients), extra)
-        home.is_settled = True
+        home.share_counters()
+        if extra or not home.run_again(gradients):
+            self._run(home, gradients, extra)
+        home.note_counters()
         if self.in_place:
             home.write_params()
         return home.params, home.state
+
+    def _run(self, home: "_Home", gradients: list[Tensor], extra: dict[str, Any]) -> None:
+        """One step with all checks, and a note of what runs it again without them."""
+        gradients = [_flat(gradient) for gradient in gradients] if home.works_by_blocks else gradients
+        bound = []
+        with contextlib.nullcontext() if home.is_settled else _constant_numbers():
+            for block in home.blocks:
+                one_size = block.buffers is None or home.is_shared(block.buffers[0])
+                step = self.for_one_size if one_size else self.for_any_size
+                args = (block.params, block.state, home.gradients_for(block, gradients), extra)
+                step(args, {})
+                bound.append(step.bind(args, gradients) if isinstance(step, Replaying) and not extra else None)
+        home.is_settled = True
+        if not extra:
+            home.bind(bound)
 
     def _home_of(self, params: Params, state: State) -> "_Home":
         leaves: list[Tensor] = []
@@ -118,9 +133,9 @@ def _step_of(transformation: GradientTransformation) -> Callable[..., tuple[Para
 
 
 class _Block(NamedTuple):
-    """What one call of the compiled step works on: one buffer, as a tree of its own, or all of them."""
+    """What one call of the compiled step works on: some buffers, as a tree of their own, or all of them (None)."""
 
-    buffer: int | None
+    buffers: tuple[int, ...] | None
     params: Params
     state: State
 
@@ -141,7 +156,7 @@ class _Home:
         self.layout = layout
         self.shapes = [leaf.shape for leaf in given]
         self.members: list[list[int]] = [[] for _ in layout.names]
-        for i, place in enumerate(place for place in layout.places if place is not None):
+        for i, place in enumerate(_places(layout)):
             self.members[place.buffer].append(i)
         packed = _house(params, layout)
         marks, structure = _flatten_to_packed(_expected_state(transformation, packed))
@@ -150,15 +165,22 @@ class _Home:
             for mark, part in zip(marks, tree.leaves_up_to(structure, state))
         ]
         self.blocks = _blocks(transformation, packed, housed, structure)
+        self.works_by_blocks = self.blocks[0].buffers is not None
+        self.counters = [_counters(housed, structure, block) for block in self.blocks]
+        self.note_counters()
         own = unpack(packed)
         self.params = params if in_place else own
         self.state = _plain_state(housed, structure, self.blocks[0])
         self.packed = packed
         self.is_settled = False
         self.moved = [(leaf, home) for leaf, home in zip(given, tree.leaves(own)) if home is not leaf]
-        self.scratch = [
-            None if sizes is None else torch.empty_like(buffer) for buffer, sizes in zip(packed.buffers, layout.sizes)
-        ]
+        self.small = [i for i, place in enumerate(_places(layout)) if self.is_shared(place.buffer)]
+        buffers = [b for part in (packed, *housed) if isinstance(part, Packed) for b in part.buffers]
+        self.written = frozenset(storage_starts([buffer for buffer in buffers if isinstance(buffer, Tensor)]))
+        self.scratch: list[Tensor | None] = [None] * len(layout.names)
+        self.scratch_leaves: list[Tensor] = []
+        self.expects: Callable[[list[Tensor]], bool] = lambda gradients: False
+        self.bound: list[Bound] = []
         self.key: list[Any] = []
         self.leaves: list[Tensor] = []
         outline((self.params, self.state), self.leaves, self.key)
@@ -175,28 +197,77 @@ class _Home:
         return self.layout.sizes[buffer] is not None
 
     def gather_gradients(self, grads: Updates) -> list[Tensor]:
-        """One gradient for each buffer: those of a shared one side by side."""
-        leaves: list[Tensor] = []
-        key: list[Any] = []
-        if not (outline(grads, leaves, key) and key == self.params_key and [g.shape for g in leaves] == self.shapes):
-            gathered = gather(grads, self.layout, copy=False)
-            leaves = [leaf for leaf in tree.leaves_up_to(self.layout.structure, unpack(gathered)) if leaf is not None]
-        return [
-            leaves[members[0]] if scratch is None else _side_by_side([leaves[i] for i in members], scratch)
+        """One gradient for each buffer: a copy of those of the leaves that share it, or that of the leaf itself."""
+        leaves = self._gradients_in_order(grads)
+        if self.small:
+            torch._foreach_copy_(self.scratch_leaves, [leaves[i] for i in self.small])
+        gradients = [
+            leaves[members[0]].contiguous().resolve_conj().resolve_neg() if scratch is None else scratch
             for members, scratch in zip(self.members, self.scratch)
         ]
+        if self.written.isdisjoint(storage_starts(gradients)):
+            return gradients
+        return [gradient.clone() for gradient in gradients]  # one is a parameter, say, which a block may write first
+
+    def _gradients_in_order(self, grads: Updates) -> list[Tensor]:
+        leaves: list[Tensor] = []
+        key: list[Any] = []
+        if not (outline(grads, leaves, key) and key == self.params_key):
+            leaves = [leaf for _, leaf in placed_leaves(grads, self.layout)]
+        if not self.expects(leaves):
+            placed_leaves(grads, self.layout)  # says which one is wrong
+            self._expect(leaves)
+        return leaves
+
+    def _expect(self, leaves: list[Tensor]) -> None:
+        """Make room for gradients like these."""
+        self.scratch = [
+            _room([leaves[i] for i in members], buffer, scratch) if self.is_shared(number) else None
+            for number, (members, buffer, scratch) in enumerate(zip(self.members, self.packed.buffers, self.scratch))
+        ]
+        parts = [
+            iter(() if scratch is None else torch.split(scratch.view(-1), [leaves[i].numel() for i in members]))
+            for members, scratch in zip(self.members, self.scratch)
+        ]
+        places = _places(self.layout)
+        self.scratch_leaves = [next(parts[places[i].buffer]).view(leaves[i].shape) for i in self.small]
+        self.expects, self.bound = like(leaves), []
 
     def gradients_for(self, block: _Block, gradients: list[Tensor]) -> Updates:
-        if block.buffer is None:
+        if block.buffers is None:
             return Packed(tuple(gradients), self.layout)
-        return _flat(gradients[block.buffer].contiguous())
+        return _one_or_several([gradients[i] for i in block.buffers])
+
+    def bind(self, bound: "list[Bound | None]") -> None:
+        self.bound = [run for run in bound if run is not None] if None not in bound else []
+        self.replays = list({id(run.replay): run.replay for run in self.bound}.values())
+
+    def run_again(self, gradients: list[Tensor]) -> bool:
+        """Run the graphs of the step before, which was on the same tensors, with other gradients; False if one may not.
+
+        The checks that `compile` makes of arguments are not needed: all others are ours, and the gradients are as
+        expected.
+        """
+        if not (self.bound and all(replay.may_run() for replay in self.replays)):
+            return False
+        gradients = [gradient.flatten() for gradient in gradients] if self.works_by_blocks else gradients
+        for run in self.bound:
+            run(gradients)
+        return True
+
+    def share_counters(self) -> None:
+        """Give the other blocks what the counters of the first hold, which are the user's, if somebody has set them."""
+        first, *others = self.counters
+        if others and first and self.versions != [leaf._version for leaf in first]:
+            torch._foreach_copy_([leaf for block in others for leaf in block], first * len(others))
+
+    def note_counters(self) -> None:
+        self.versions = [leaf._version for leaf in self.counters[0]] if len(self.counters) > 1 else []
 
     def read_params(self) -> None:
-        for members, buffer, sizes in zip(self.members, self.packed.buffers, self.layout.sizes):
-            if sizes is not None:
-                _side_by_side([self.leaves[i] for i in members], buffer)
-            elif buffer is not self.leaves[members[0]]:
-                buffer.copy_(self.leaves[members[0]])
+        if self.moved:
+            leaves, homes = map(list, zip(*self.moved))
+            torch._foreach_copy_(homes, leaves)
 
     def write_params(self) -> None:
         if self.moved:
@@ -204,9 +275,14 @@ class _Home:
             torch._foreach_copy_(leaves, homes)
 
 
-def _side_by_side(leaves: list[Tensor], buffer: Tensor) -> Tensor:
-    torch.cat(list(map(Tensor.flatten, leaves)), out=buffer.view(-1))
-    return buffer
+def _places(layout: Layout) -> list[Place]:
+    return [place for place in layout.places if place is not None]
+
+
+def _room(gradients: list[Tensor], buffer: Tensor, scratch: Tensor | None) -> Tensor:
+    """Memory for the gradients of the leaves in a buffer, in a dtype that holds them all."""
+    dtype = functools.reduce(torch.promote_types, (gradient.dtype for gradient in gradients))
+    return scratch if scratch is not None and scratch.dtype == dtype else torch.empty_like(buffer, dtype=dtype)
 
 
 def _house(values: tree.Tree, layout: Layout, any_shape: bool = False) -> Packed:
@@ -247,14 +323,41 @@ def _blocks(transformation: GradientTransformation, params: Packed, state: list[
     if not _works_by_blocks(transformation, params):
         return [_Block(None, params, tree.unflatten(state, structure))]
 
-    def part(leaf: Any, buffer: int) -> Any:
-        # Each block counts its own steps.
-        return _flat(leaf.buffers[buffer]) if isinstance(leaf, Packed) else leaf.clone()
+    def part(leaf: Any, buffers: tuple[int, ...]) -> Any:
+        if isinstance(leaf, Packed):
+            return _one_or_several([_flat(leaf.buffers[i]) for i in buffers])
+        with torch.inference_mode(False):  # it tells when it is written
+            return leaf.clone()  # each block counts its own steps
 
     return [
-        _Block(i, _flat(buffer), tree.unflatten([part(leaf, i) for leaf in state], structure))
-        for i, buffer in enumerate(params.buffers)
+        _Block(group, part(params, group), tree.unflatten([part(leaf, group) for leaf in state], structure))
+        for group in _groups(params)
     ]
+
+
+def _groups(params: Packed) -> list[tuple[int, ...]]:
+    """The buffers one by one, but large leaves of one size four by four.
+
+    A call takes 0.05 ms when the numbers have driven Python out of the caches; more leaves take longer to compile.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, (buffer, sizes) in enumerate(zip(params.buffers, params.layout.sizes)):
+        alike.setdefault(i if sizes is not None else (buffer.numel(), buffer.dtype, buffer.device), []).append(i)
+    groups = []
+    for same in alike.values():
+        fours = [tuple(same[i : i + 4]) for i in range(0, len(same) - 3, 4)]
+        groups += [*fours, *((i,) for i in same[4 * len(fours) :])]
+    return groups
+
+
+def _one_or_several(leaves: list[Tensor]) -> Any:
+    return leaves[0] if len(leaves) == 1 else leaves
+
+
+def _counters(state: list[Any], structure: Any, block: _Block) -> list[Tensor]:
+    """The leaves in the state of a block that belong to no parameter."""
+    own = tree.leaves_up_to(structure, block.state)
+    return [leaf for part, leaf in zip(state, own) if not isinstance(part, Packed) and isinstance(leaf, Tensor)]
 
 
 def _flat(leaf: Tensor) -> Tensor:
@@ -271,7 +374,7 @@ class _Opaque(NamedTuple):
 
 def _works_by_blocks(transformation: GradientTransformation, params: Packed) -> bool:
     """Whether the transformation does to a buffer alone what it does to it among others, and asks for no mask."""
-    if transformation.coupling != "elementwise":
+    if transformation.coupling != "elementwise" or not params.buffers:
         return False
     layout: Any = _Opaque(params.layout.names, params.layout.stacked)
     numbers = Packed(tuple(buffer.new_ones(1) for buffer in params.buffers), layout)

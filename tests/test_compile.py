@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import funcopt as fo
 from funcopt import tree
-from tests.catalogue import OPTIMIZERS
+from tests.catalogue import LATER_OPTIMIZERS, MOMENTS, OPTIMIZERS
 from tests.trees import assert_close, assert_identical, draw
 
 EAGER = {"backend": "aot_eager"}
@@ -75,7 +75,11 @@ def test_nothing_else_is_written():
     assert_identical((params, batch), before)
 
 
-@pytest.mark.parametrize("entry", OPTIMIZERS, ids=str)
+LATER = [entry for entry in (*MOMENTS, *LATER_OPTIMIZERS) if not entry.name.startswith("scale_by")]
+DONATING = [*OPTIMIZERS, *(pytest.param(entry, marks=pytest.mark.slow) for entry in LATER)]
+
+
+@pytest.mark.parametrize("entry", DONATING, ids=str)
 def test_a_donated_step_allocates_nothing_of_the_size_of_a_leaf(entry):
     size = 64 * 1024
     optimizer = entry.make(learning_rate=0.1)

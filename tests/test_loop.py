@@ -59,6 +59,21 @@ def test_steps_in_a_loop(backend):
         assert all(a is b for a, b in zip(tree.leaves(new), tree.leaves(given)))
 
 
+def test_what_scan_refuses_by_itself():
+    """A leaf that is None, a part that is carried on unchanged, a result that is carried or given, stride 0."""
+
+    def step(params, state, batch):
+        params = {"none": None, "w": params["w"] - state["rate"] * batch}
+        return params, {"rate": state["rate"], "count": state["count"] + 1}, [params["w"], batch]
+
+    start = {"none": None, "w": torch.ones(3)}, {"rate": torch.tensor(0.5), "count": torch.zeros(()).expand(3)}
+    batches = torch.arange(6.0).reshape(2, 3)
+    expected = fo.loop(step)(*start, batches)
+    params, state, results = fo.compile(fo.loop(step), backend="aot_eager")(*start, batches)
+    assert params["none"] is None
+    assert_close((params["w"], state, results), (expected[0]["w"], *expected[1:]), rtol=0)
+
+
 def test_the_graph_does_not_grow_with_the_steps():
     nodes = []
 
