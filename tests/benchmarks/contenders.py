@@ -210,7 +210,7 @@ CONTENDERS: dict[str, Callable[[Problem, str], Step | None]] = {
 NEEDS = {"optax jitted": "optax", "TorchOpt": "torchopt", "HeavyBall": "heavyball"}
 FUSED = ("sgd", "adam", "adamw", "clip+adamw", "adagrad")
 """The rules for which torch.optim has a fused kernel on the CPU."""
-ONLY_ADAMW = ("funcopt eager", "funcopt.optim", "funcopt.optim compiled", "TorchOpt", "HeavyBall")
+ONLY_ADAMW = ("funcopt eager", "funcopt.optim compiled", "TorchOpt", "HeavyBall")
 """Raced with one rule only, unless all is wanted: that of the targets."""
 COMPILED_BY_LEAF = ("torch compiled",)
 MANY_LEAVES = 60

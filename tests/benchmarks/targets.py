@@ -63,7 +63,10 @@ RATIOS = (
     Ratio("adamw, packed / TorchOpt", "adamw", PACKED, ("TorchOpt",), everywhere(0.2)),
     Ratio("adamw, packed / memory limit", "adamw", PACKED, ("memory limit",), {"big": 1.25}),
     Ratio("eager adamw / torch for-loop", "adamw", "funcopt eager", ("torch loop",), {"mlp": 1.0, "many": 1.0}),
-    Ratio("funcopt.optim.AdamW / torch for-loop", "adamw", "funcopt.optim", ("torch loop",), everywhere(1.0)),
+    *(
+        Ratio(f"funcopt.optim, {rule} / torch for-loop", rule, "funcopt.optim", ("torch loop",), everywhere(1.0))
+        for rule in ("sgd", "adamw", "adagrad", "rmsprop")
+    ),
     Ratio(
         "training step / torch.compile(model) + fused AdamW",
         "clip+adamw",
