@@ -74,7 +74,8 @@ def written_out(
         varying_results: the same for the results; all that depend on what varies.
     """
     try:
-        traced = make_fx(fn, _decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+        pure = torch.func.functionalize(fn, remove="mutations")
+        traced = make_fx(pure, _decompositions(), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
         return _Writer(traced, limit).write(varying, varying_results)
     except Exception:  # whatever cannot be traced here still runs as it is, or fails with its own error
         return None

@@ -26,6 +26,7 @@ FUNCTIONS = {
     "moves": lambda x, m: torch.cat([m.T.reshape(-1), x.flip(0), torch.nn.functional.pad(x, (1, 1), value=2.0)]),
     "parts": lambda x, m: sum(part.sum() for part in m.split([1, 2], dim=1)),
     "captured": lambda x, m: (x * CAPTURED).sum(),
+    "in place": lambda x, m: (x + m[0]).sqrt_().nan_to_num_().mul_(m[1, 2]),
 }
 
 
@@ -70,7 +71,7 @@ def test_the_same_operation_is_written_once_and_constants_are_computed():
 NOT_WRITTEN = {
     "sorts": lambda x: x.sort().values,
     "draws": lambda x: x * torch.rand(3),
-    "writes": lambda x: x.clone().add_(1.0),
+    "writes into an argument": lambda x: x.add_(1.0),
     "has too many elements": lambda x: x.repeat(100) * torch.arange(300),
     "reads a value": lambda x: x * x.sum().item(),
 }

@@ -50,7 +50,8 @@ def record(step: Step, numbers: Sequence[Tensor], row: Sequence[Tensor], *, floo
     `numbers` and `row` are examples: of their values nothing is kept, only the dtypes. Without `floors` the tape does
     not keep roots away from 0 to which it adds a number, which then must not be too small.
     """
-    graph = make_fx(step)(list(numbers), [torch.zeros(3, dtype=tensor.dtype) for tensor in row]).graph
+    pure = torch.func.functionalize(step, remove="mutations_and_views")
+    graph = make_fx(pure)(list(numbers), [torch.zeros(3, dtype=tensor.dtype) for tensor in row]).graph
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     scalar_inputs, row_inputs = inputs[: len(numbers)], inputs[len(numbers) :]
     arrays = _depending_on(row_inputs, graph)
