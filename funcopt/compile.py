@@ -82,7 +82,19 @@ def prepare(
     settings = {"isolate_recompiles": True, **settings}
     recorder = replay.record(settings)
     compiled: Callable[..., Result] = torch.compile(run, **settings)
+    _keep_freed_memory()
     return guarded if recorder is None else replay.Replaying(fn, guarded, recorder, donated)
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep the memory that a step frees at its end, for the next step.
+
+    Otherwise glibc may give it back, and each step pays for thousands of fresh pages. It does so when more is free at
+    the end of the heap than twice the largest block, of at most 32 MiB, that it has mapped and seen freed. This is such
+    a block; it is never touched, and so takes no memory. Other allocators, and limits that the user has set, stay as
+    they are.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8, device="cpu")
 
 
 def _check_donated(args: tuple[Any, ...], donated: tuple[int, ...]) -> None:

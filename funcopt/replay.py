@@ -24,6 +24,7 @@ _TESTED_WITH = "2.13."  # what is used here of torch is private to it; with othe
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _ALL_TENSORS = "tensors"
 _MOST_REPLAYS = 64  # a constant that changes at every call must not make them endless
+_MOST_REFUSALS = 3  # to look at a graph takes longer than its guards: not again and again at one that stays as it is
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
@@ -69,10 +70,11 @@ class Run(NamedTuple):
 
 @dataclass(eq=False)
 class Graph:
-    """A graph that a backend has compiled, and the names of what its guards look at."""
+    """A graph that a backend has compiled, the names of what its guards look at, and how often `learn` refused it."""
 
     call: Callable[..., Sequence[Any]]
     watched: frozenset[str] | None = None
+    refusals: int = 0
 
 
 class Recorder:
@@ -170,9 +172,12 @@ class Replaying:
             result = self.compiled(args, kwargs)
         finally:
             self.recorder.runs = None
-        if len(runs) == 1 and is_plain():
+        if len(runs) == 1 and runs[0].graph.refusals < _MOST_REFUSALS and is_plain():
             replay = learn(self.fn, runs[0], key, leaves, args, result, self.donated)
-            self.replays = [*self.replays, *([] if replay is None else [replay])][-_MOST_REPLAYS:]
+            if replay is None:
+                runs[0].graph.refusals += 1
+            else:
+                self.replays = [*self.replays, replay][-_MOST_REPLAYS:]
         return result
 
 

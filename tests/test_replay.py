@@ -227,3 +227,18 @@ def test_nothing_is_kept_alive():
         references = [weakref.ref(x), *(weakref.ref(result["y"]) for result in results)]
         del x, results
         assert not any(reference() is not None for reference in references)
+
+
+def test_a_graph_that_is_never_replayed_is_not_looked_at_again_and_again(monkeypatch):
+    attempts, learn = [], replay.learn
+    monkeypatch.setattr(replay, "learn", lambda *args: attempts.append(learn(*args)))
+    model = torch.nn.Linear(2, 1)
+    counted = Counted(lambda x: model(x), monkeypatch)
+    for _ in range(20):
+        counted(torch.ones(3, 2))
+    assert counted.counts == (1, 0)
+    assert attempts == [None] * replay._MOST_REFUSALS
+    for _ in range(5):
+        counted(torch.ones(4, 2))  # another graph, which has its own attempts
+    assert counted.counts == (2, 0)
+    assert len(attempts) == 2 * replay._MOST_REFUSALS
