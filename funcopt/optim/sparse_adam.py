@@ -137,7 +137,9 @@ class SparseAdam(Optimizer, torch.optim.SparseAdam):
         rate = torch.as_tensor(rate, dtype=numbers.dtype, device=numbers.device).reshape(1)
         options = self._compile if isinstance(self._compile, dict) else {}
         given = tree.map(_no_view, (row, places, values))
-        _compiled(tuple(options.items()))(*given, torch.cat([numbers[:1], rate, numbers[1:]]))
+        numbers = torch.cat([numbers[:1], rate, numbers[1:]])
+        torch._dynamo.mark_static(numbers, 0)  # or as many rows would be taken for the same size
+        _compiled(tuple(options.items()))(*given, numbers)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compile": self._compile}
