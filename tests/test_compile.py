@@ -107,6 +107,20 @@ def memory_events(trace):
     return [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
 
 
+def test_freed_memory_is_kept_for_the_next_step():
+    """By one block of nearly 32 MiB, allocated and freed as the function is made, and not again as it is called."""
+
+    def largest(run):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            result = run()
+        return result, max((abs(event.nbytes()) for event in memory_events(recorded)), default=0)
+
+    double, block = largest(lambda: fo.compile(lambda x: 2 * x, **EAGER))
+    assert 2**24 < block < 2**25
+    double(torch.ones(3))
+    assert largest(lambda: double(torch.ones(3)))[1] < 2**10
+
+
 def test_step_scalars_are_computed_before_the_elementwise_kernel():
     """A bias correction or a schedule inlined into the loop over the numbers doubles its time."""
     assert_scalars_outside_of_the_loop(fo.adamw(fo.cosine_decay_schedule(0.1, 100)))
